@@ -1,0 +1,252 @@
+"""The files of one attempt: the truth about what it was, what ran, how it ended, and every byte it wrote.
+
+A record is there whole or not at all: written aside, fsynced, renamed, and the folder fsynced. The three
+records that end an attempt are *preallocated* when it starts, so that they can be written on a full disk.
+
+==================  ========================  ============================================================
+file                written by                holds
+==================  ========================  ============================================================
+spec.json           daemon                    what to run: durable before the job's id is answered
+life.lock           keeper, agent's tree      byte 0: a keeper lives; byte 1: something of the agent lives
+agent.json          keeper                    who the agent is; durable before the agent is executed
+noexec.json         the agent's fork          it was never executed, and why
+kill.json           daemon, keeper            the order to end it: durable before the first signal
+exit.json           keeper, zygote            how the leader ended
+end.json            keeper                    the tree is gone, the log is whole: the attempt is over
+out.fifo err.fifo   zygote                    the agent's standard output and error
+log.out.N log.err.N keeper                    their bytes from logical offset N on
+log.index           keeper                    order of arrival and times (see :class:`Index`)
+stdin stdin.eof     daemon                    input of a job with ``-i``
+keeper.sock         keeper                    orders and followers
+==================  ========================  ============================================================
+"""
+
+import errno
+import json
+import os
+import re
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+Record = dict[str, Any]
+STREAMS = ("out", "err")
+PREALLOCATED = {"noexec.json": 2048, "exit.json": 2048, "end.json": 65536}
+INDEX_RECORD = struct.Struct("<QQB7x")  # wall clock in ns, logical end offset, stream
+
+
+def read(path: str, name: str) -> Record | None:
+    """A record, or None if it is not there. One that cannot be parsed counts as not there: never half a truth."""
+    try:
+        with open(f"{path}/{name}", "rb") as file:
+            value = json.loads(file.read().rstrip(b"\0 \n"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write(path: str, name: str, record: Record) -> None:
+    """Write a record durably, replacing an older one whole."""
+    data = json.dumps(record, ensure_ascii=True).encode() + b"\n"
+    aside = f"{path}/.{name}.{os.getpid()}"
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(aside, f"{path}/{name}")
+    except BaseException:
+        remove_quietly(aside)
+        raise
+    sync_folder(path)
+
+
+def preallocate(path: str) -> None:
+    """Reserve room for the records that must be writable on a full disk."""
+    for name, size in PREALLOCATED.items():
+        fd = os.open(f"{path}/.{name}.room", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, size)
+        finally:
+            os.close(fd)
+
+
+def write_final(path: str, name: str, record: Record) -> None:
+    """Write one of the preallocated records, once: the first truth stands. Works on a full disk.
+
+    The room keeps its size until the data is safe (shrinking could free the very block), and spaces fill it.
+    """
+    if os.path.exists(f"{path}/{name}"):
+        return sync_folder(path)  # whoever wrote it may have died before this
+    room = f"{path}/.{name}.room"
+    data = json.dumps(record, ensure_ascii=True).encode() + b"\n"
+    try:
+        fd = os.open(room, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return write(path, name, record)
+    try:
+        write_all(fd, data.ljust(PREALLOCATED[name]))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(room, f"{path}/{name}")
+    sync_folder(path)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sync_folder(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_quietly(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+# --- sockets whose path is longer than the kernel's 107 bytes -----------------------------------------------
+
+
+def connect(path: str, kind: int = socket.SOCK_STREAM, blocking: bool = True) -> socket.socket:
+    """A connected Unix socket (close-on-exec). A long path is reached through /proc/self/fd.
+
+    Not blocking: BlockingIOError when the listener's backlog is full.
+    """
+    link = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
+    link.setblocking(blocking)
+    folder, name = os.path.split(path)
+    try:
+        if len(os.fsencode(path)) <= 107:
+            link.connect(path)
+        else:
+            fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+            try:
+                link.connect(f"/proc/self/fd/{fd}/{name}")
+            finally:
+                os.close(fd)
+    except BaseException:
+        link.close()
+        raise
+    return link
+
+
+def listen(path: str, kind: int = socket.SOCK_STREAM, backlog: int = 128) -> socket.socket:
+    """A listening Unix socket, mode 0600, moved into place by rename: no connect ever finds the path missing."""
+    listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
+    folder, name = os.path.split(path)
+    aside = f".{name}.{os.getpid()}"
+    fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    before = os.umask(0o177)
+    try:
+        remove_quietly(f"{folder}/{aside}")
+        listener.bind(f"/proc/self/fd/{fd}/{aside}")
+        listener.listen(backlog)
+        os.rename(f"{folder}/{aside}", path)
+    except BaseException:
+        listener.close()
+        remove_quietly(f"{folder}/{aside}")
+        raise
+    finally:
+        os.umask(before)
+        os.close(fd)
+    return listener
+
+
+def peer_uid(link: socket.socket) -> int:
+    """The user id at the other end (SO_PEERCRED)."""
+    credentials = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int(struct.unpack("3i", credentials)[1])
+
+
+# --- the log ------------------------------------------------------------------------------------------------
+
+
+class Segment(NamedTuple):
+    """One file of a stream: its bytes begin at logical offset ``start``."""
+
+    start: int
+    path: str
+
+
+class Arrival(NamedTuple):
+    """``stream`` had grown to logical offset ``end`` by ``at`` (wall clock, nanoseconds)."""
+
+    at: int
+    end: int
+    stream: str
+
+
+def segments(path: str, stream: str) -> list[Segment]:
+    """The files of a stream that still exist, oldest first."""
+    pattern = re.compile(rf"log\.{stream}\.(\d+)")
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError:
+        return []
+    found = [Segment(int(m[1]), f"{path}/{m[0]}") for name in names if (m := pattern.fullmatch(name))]
+    return sorted(found)
+
+
+def size(path: str, stream: str) -> int:
+    """The logical length of a stream: all bytes it ever had, those dropped by ``--log-max`` included."""
+    held = segments(path, stream)
+    if not held:
+        return 0
+    try:
+        return held[-1].start + os.stat(held[-1].path).st_size
+    except FileNotFoundError:
+        return size(path, stream)
+
+
+def arrivals(path: str, position: int = 0) -> Iterator[Arrival]:
+    """The index from record number ``position`` on. A torn last record is left out."""
+    try:
+        fd = os.open(f"{path}/log.index", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        offset = position * INDEX_RECORD.size
+        while data := os.pread(fd, INDEX_RECORD.size * 4096, offset):
+            whole = len(data) - len(data) % INDEX_RECORD.size
+            for at, end, stream in INDEX_RECORD.iter_unpack(data[:whole]):
+                yield Arrival(at, end, STREAMS[stream & 1])
+            offset += whole
+            if whole < len(data) or not whole:
+                return
+    finally:
+        os.close(fd)
+
+
+def read_range(path: str, stream: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Pieces ``(logical offset, bytes)`` of a stream between two offsets; what was dropped is skipped."""
+    for segment in segments(path, stream):
+        if segment.start >= end:
+            return
+        try:
+            fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            offset = max(start, segment.start)
+            while offset < end and (data := os.pread(fd, min(1 << 20, end - offset), offset - segment.start)):
+                yield offset, data
+                offset += len(data)
+        finally:
+            os.close(fd)

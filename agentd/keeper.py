@@ -1,0 +1,981 @@
+"""The keeper: one small process per attempt, forked from the zygote, stupid on purpose.
+
+It is the agent's parent, pumps its output into the log, holds its timers, and writes down how it ended. It may
+be killed at any moment. Then the zygote forks another one, which *adopts*: everything it needs is in files
+(:mod:`agentd.jobdir`), in the kernel (the FIFOs, the agent itself), or held by the zygote (descriptors).
+
+What makes that safe:
+
+* **One at a time.** Byte 0 of life.lock is taken before anything else; who does not get it goes away (HELD).
+* **No execution without a record.** The agent's fork waits at the go-pipe until agent.json is durable. If the
+  keeper dies first, the pipe ends, the fork notes in noexec.json that it never ran, and the adopter starts
+  it then. So an attempt is executed once.
+* **The status is written before it is reaped.** While exit.json is absent, the zombie still has it.
+* **splice moves a pipe buffer whole or not at all,** so bytes are in the FIFO or in the log, never in us.
+  The log's offset is its size. Standard input works the same way round: the kernel's file position, shared
+  with the zygote's copy of the descriptor, is how far it was read.
+
+One thread, one poll loop, no import that costs memory.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from agentd import jobdir, process
+from agentd.jobdir import Record
+
+HELD = 3  # exit code: somebody else keeps this attempt
+OVER = 0  # exit code: the attempt has ended, end.json says how
+
+LEFTOVER_LADDER = [["INT", 2.0], ["TERM", 3.0], ["KILL", 5.0]]
+UNKILLABLE_AFTER = 30.0
+INDEX_EVERY_NS = 50_000_000
+PIPE_BYTES = 256 * 1024
+SPLICE_BYTES = 1 << 20
+FIRST_HIGH_FD = 100
+
+
+def keep(path: str, fds: dict[str, int], escrow: socket.socket | None) -> int:
+    """Launch the attempt in ``path``, or adopt it if it has been launched. Returns the process's exit code.
+
+    ``fds`` may hold: ``secrets`` (a memfd with JSON of environment values), ``stdin`` (the pipe's write end),
+    ``stdin_file``, ``stdin_read`` (launch only), ``leader`` (a pidfd somebody kept for us).
+    """
+    life = os.open(f"{path}/life.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if not process.take_byte(life, 0):
+        return HELD
+    spec = jobdir.read(path, "spec.json")
+    if spec is None or jobdir.read(path, "end.json") is not None:
+        return OVER
+    keeper = Keeper(path, spec, fds, escrow)
+    keeper.run()
+    return OVER
+
+
+class Keeper:
+    def __init__(self, path: str, spec: Record, fds: dict[str, int], escrow: socket.socket | None) -> None:
+        self.path = path
+        self.spec = spec
+        self.fds = fds
+        self.escrow = escrow
+        self.poll = select.poll()
+        self.handlers: dict[int, Callable[[int], None]] = {}
+        self.timers: dict[str, float] = {}
+        self.log = Log(path, int(spec.get("log_max") or 0))
+        self.followers: dict[int, tuple[int, int]] = {}
+        self.connections: dict[int, socket.socket] = {}
+        self.watched: dict[int, int] = {}  # pidfds of leftovers that are not our children: pidfd -> pid
+
+        self.agent: Record = {}
+        self.is_parent = False
+        self.leader_pidfd: int | None = None
+        self.exit: Record | None = None
+        self.order: Record | None = None  # the ladder being climbed
+        self.rungs_done = 0
+        self.swept: dict[int, Record] = {}
+        self.unkillable = False
+        self.blocked = False
+        self.untold = ""
+        self.last_output = process.boottime()
+        self.is_over = False
+
+    # --- the loop -------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self.wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        process.become_subreaper()
+        self.watch(self.wake_read, self.on_child)
+        self.listen()
+        self.fifos = {s: open_fifo(f"{self.path}/{s}.fifo") for s in jobdir.STREAMS}
+        agent = jobdir.read(self.path, "agent.json")
+        if agent is None:
+            self.launch()
+        else:
+            self.adopt(agent)
+        for stream, fd in self.fifos.items():
+            self.watch(fd, lambda _, stream=stream: self.on_output(stream))
+        while not self.is_over:
+            for fd, events in self.poll.poll(self.milliseconds_to_next_timer()):
+                handler = self.handlers.get(fd)
+                if handler is not None:
+                    handler(events)
+            self.fire_timers()
+
+    def watch(self, fd: int, handler: Callable[[int], None], events: int = select.POLLIN) -> None:
+        self.handlers[fd] = handler
+        self.poll.register(fd, events)
+
+    def unwatch(self, fd: int) -> None:
+        if self.handlers.pop(fd, None) is not None:
+            self.poll.unregister(fd)
+
+    def milliseconds_to_next_timer(self) -> float | None:
+        if not self.timers:
+            return None
+        return max(0.0, (min(self.timers.values()) - process.boottime()) * 1000 + 0.5)
+
+    def fire_timers(self) -> None:
+        now = process.boottime()
+        for name in [name for name, at in self.timers.items() if at <= now]:
+            if self.timers.pop(name, None) is not None:
+                getattr(self, f"on_timer_{name}")()
+
+    def after(self, name: str, seconds: float) -> None:
+        self.timers[name] = process.boottime() + seconds
+
+    # --- launch and adopt -----------------------------------------------------------------------------------
+
+    def launch(self) -> None:
+        cgroup = self.spec.get("cgroup")
+        unset = [name for name in ("memory", "processes") if self.spec.get(name)]
+        if cgroup:
+            try:
+                unset = process.cgroup_make(cgroup, self.spec.get("memory"), self.spec.get("processes"))
+            except OSError:
+                cgroup = None
+        go_read, go_write = os.pipe2(os.O_CLOEXEC)
+        exec_read, exec_write = os.pipe2(os.O_CLOEXEC)
+        tree_life = os.open(f"{self.path}/life.lock", os.O_RDWR | os.O_CLOEXEC)
+        process.take_byte(tree_life, 1)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.close(go_write)
+                become_agent(self.path, self.spec, self.fds, tree_life, go_read, unset)
+            finally:
+                os._exit(125)
+        for fd in (go_read, exec_write, tree_life, self.fds.pop("stdin_read", -1), self.fds.pop("secrets", -1)):
+            if fd >= 0:
+                os.close(fd)
+        if cgroup and not process.cgroup_join(cgroup, pid):
+            cgroup = None
+        who = process.identity(pid)
+        self.agent = {
+            "format": 1,
+            "agent": who,
+            "nonce": self.spec["nonce"],
+            "keeper": os.getpid(),
+            "cgroup": cgroup,
+            "ceilings": {"cgroup": cgroup is not None, "by_rlimit": unset},
+            "started": process.boottime(),
+            "started_at": time.time(),
+            "paused": 0.0,
+            "stopped": None,
+        }
+        self.is_parent = True
+        self.leader_pidfd = os.pidfd_open(pid)
+        try:
+            jobdir.write(self.path, "agent.json", self.agent)
+        except OSError as error:
+            # The fork sees the pipe end and exits unexecuted: nothing has run, and the reason is told.
+            os.close(go_write)
+            os.close(exec_read)
+            os.waitpid(pid, 0)
+            jobdir.remove_quietly(f"{self.path}/noexec.json")
+            self.finish_unstarted(error.errno or 0, f"cannot record the start: {error.strerror}")
+            return
+        self.set_timers()
+        os.write(go_write, b"g")
+        os.close(go_write)
+        self.watch(exec_read, lambda _: self.on_executed(exec_read), select.POLLIN | select.POLLHUP)
+
+    def on_executed(self, exec_read: int) -> None:
+        # The pipe's other end was close-on-exec: it ends at the exec, or when the fork gives up.
+        self.unwatch(exec_read)
+        os.close(exec_read)
+        self.tell_zygote("started")
+        if jobdir.read(self.path, "noexec.json") is None:
+            self.nudge("started")
+
+    def adopt(self, agent: Record) -> None:
+        self.agent = agent
+        who = agent["agent"]
+        self.exit = jobdir.read(self.path, "exit.json")
+        if who["boot"] != process.boot_id():
+            self.record_exit({"code": None, "signal": None, "reason": "rebooted"})
+            return self.finish()
+        self.read_order()
+        if self.exit is not None:
+            return self.sweep()
+        self.leader_pidfd = self.fds.pop("leader", None) or process.open_verified(who)
+        if self.leader_pidfd is None:
+            # Gone and reaped. The zygote writes before it reaps, so a record is there if a zygote was the parent.
+            self.exit = jobdir.read(self.path, "exit.json")
+            return self.sweep() if self.exit else self.on_leader_gone(None)
+        mtime = max((os.stat(s.path).st_mtime for t in jobdir.STREAMS for s in jobdir.segments(self.path, t)), default=0)
+        self.last_output -= max(0.0, time.time() - mtime) if mtime else 0.0
+        self.watch(self.leader_pidfd, lambda _: self.on_leader_exited())
+        self.set_timers()
+        if self.spec.get("stdin"):
+            self.pump_input()
+        self.nudge("adopted")
+
+    # --- timers of the agent --------------------------------------------------------------------------------
+
+    def set_timers(self) -> None:
+        """Time limits count while the agent is not stopped; the clock goes on in suspend, and when we are dead."""
+        for name in ("timeout", "idle"):
+            self.timers.pop(name, None)
+        if self.agent.get("stopped") is not None or self.exit is not None or self.order is not None:
+            return
+        if self.spec.get("timeout"):
+            self.timers["timeout"] = self.agent["started"] + self.agent["paused"] + self.spec["timeout"]
+        if self.spec.get("idle_timeout"):
+            self.timers["idle"] = self.last_output + self.spec["idle_timeout"]
+
+    def on_timer_timeout(self) -> None:
+        self.give_order({"reason": "timed_out", "limit": "timeout", "seconds": self.spec["timeout"]})
+
+    def on_timer_idle(self) -> None:
+        quiet_until = self.last_output + self.spec["idle_timeout"]
+        if quiet_until > process.boottime():
+            self.timers["idle"] = quiet_until
+            return
+        self.give_order({"reason": "timed_out", "limit": "idle_timeout", "seconds": self.spec["idle_timeout"]})
+
+    def note_stopped(self, is_stopped: bool) -> None:
+        now = process.boottime()
+        since = self.agent.get("stopped")
+        if is_stopped == (since is not None):
+            return
+        if is_stopped:
+            self.agent["stopped"] = now
+        else:
+            self.agent["stopped"] = None
+            self.agent["paused"] += now - since
+            self.last_output += now - since
+        try:
+            jobdir.write(self.path, "agent.json", self.agent)
+        except OSError as error:
+            if not jobdir.is_full(error):
+                raise
+        self.set_timers()
+        self.nudge("stopped" if is_stopped else "continued")
+
+    # --- ending it ------------------------------------------------------------------------------------------
+
+    def give_order(self, order: Record) -> None:
+        """Our own decision to end the agent: written down first, so that an adopter goes on with it."""
+        order = {"rungs": [["INT", 0.0], ["TERM", 5.0], ["KILL", 15.0]], "at": process.boottime(), **order}
+        try:
+            jobdir.write(self.path, "kill.json", order)
+        except OSError as error:
+            if not jobdir.is_full(error):
+                raise
+        self.take_order(order)
+        self.nudge("stopping")
+
+    def read_order(self) -> None:
+        order = jobdir.read(self.path, "kill.json")
+        if order is not None:
+            self.take_order(order)
+
+    def take_order(self, order: Record) -> None:
+        # A newer order replaces the ladder (kill, then kill -9); the first reason stands.
+        if self.order is not None and self.order.get("reason"):
+            order = {**order, "reason": self.order["reason"], "limit": self.order.get("limit")}
+        self.order = order
+        self.rungs_done = 0
+        self.timers.pop("leftover", None)
+        self.set_timers()
+        self.on_timer_rung()
+
+    def on_timer_rung(self) -> None:
+        order = self.order
+        if order is None or self.is_over:
+            return
+        elapsed = process.boottime() - order["at"]
+        due = [name for name, offset in order["rungs"] if offset <= elapsed]
+        if len(due) > self.rungs_done:
+            self.rungs_done = len(due)
+            self.signal_tree(due[-1])
+        rest = order["rungs"][self.rungs_done :]
+        if rest:
+            self.timers["rung"] = order["at"] + rest[0][1]
+        elif self.is_killing():
+            self.timers.setdefault("unkillable", process.boottime() + UNKILLABLE_AFTER)
+
+    def is_killing(self) -> bool:
+        return self.order is not None and self.rungs_done > 0 and self.order["rungs"][self.rungs_done - 1][0] == "KILL"
+
+    def on_timer_unkillable(self) -> None:
+        self.unkillable = True
+        self.nudge("unkillable", processes=[process.describe(pid) for pid in self.tree()[:20]])
+
+    def signal_tree(self, name: str) -> None:
+        """Signal every process of the tree through a pidfd, and wake what is stopped."""
+        cgroup = self.agent.get("cgroup")
+        if name == "KILL" and cgroup and not self.spec.get("leave"):
+            self.note_swept([pid for pid in self.tree() if pid != self.agent["agent"]["pid"]])
+            if process.cgroup_kill(cgroup):
+                return
+        number = signal.Signals[f"SIG{name}"]
+        if name == "KILL":
+            self.freeze_growth()
+        leader = self.agent["agent"]["pid"]
+        for pidfd, pid in self.held_tree():
+            if pid != leader:
+                self.note_swept([pid])
+            process.send(pidfd, number)
+            if name != "KILL":
+                process.send(pidfd, signal.SIGCONT)
+            os.close(pidfd)
+
+    def freeze_growth(self) -> None:
+        """SIGSTOP until a look finds nobody new: a fork storm cannot outrun a kill of what stands still."""
+        known: set[int] = set()
+        for _ in range(100):
+            new = [pid for pid in self.tree() if pid not in known]
+            if not new:
+                return
+            known.update(new)
+            for pidfd, _ in self.held_tree():
+                process.send(pidfd, signal.SIGSTOP)
+                os.close(pidfd)
+
+    def held_tree(self) -> list[tuple[int, int]]:
+        """``(pidfd, pid)`` of the tree: looked at, opened, looked at again, so a reused number is left alone."""
+        opened: list[tuple[int, int]] = []
+        for pid in self.tree():
+            try:
+                opened.append((os.pidfd_open(pid), pid))
+            except OSError:
+                continue
+        still = set(self.tree())
+        for pidfd, pid in [pair for pair in opened if pair[1] not in still]:
+            os.close(pidfd)
+            opened.remove((pidfd, pid))
+        return opened
+
+    def tree(self) -> list[int]:
+        """The living processes of this job that are not released by ``--leave``."""
+        cgroup = self.agent.get("cgroup")
+        found = process.descendants("self")
+        if cgroup:
+            found += [pid for pid in process.cgroup_pids(cgroup) if pid not in found]
+        if not self.is_parent and not cgroup and self.agent["agent"]["boot"] == process.boot_id():
+            tree = process.marked(self.agent["nonce"], self.agent["agent"]["pid"], f"{self.path}/life.lock")
+            found += [pid for pid in tree if pid not in found]
+        patterns = self.spec.get("leave") or []
+        if self.exit is not None and patterns:
+            found = [pid for pid in found if not process.matches(pid, patterns)]
+        return [pid for pid in found if pid != os.getpid() and not process.is_zombie(pid)]
+
+    # --- the leader's end -----------------------------------------------------------------------------------
+
+    def on_child(self, _: int) -> None:
+        drain(self.wake_read)
+        if self.is_parent and self.exit is None:
+            self.look_at_leader()
+        self.reap_orphans()
+        if self.exit is not None and not self.is_over:
+            self.sweep()
+
+    def look_at_leader(self) -> None:
+        pid = self.agent["agent"]["pid"]
+        flags = os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG | os.WNOWAIT
+        while (seen := os.waitid(os.P_PID, pid, flags)) is not None:
+            if seen.si_code in (os.CLD_STOPPED, os.CLD_CONTINUED):
+                os.waitid(os.P_PID, pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+                self.note_stopped(seen.si_code == os.CLD_STOPPED)
+                continue
+            self.on_leader_ended(seen)
+            return
+
+    def on_leader_ended(self, seen: os.waitid_result) -> None:
+        noexec = jobdir.read(self.path, "noexec.json")
+        if noexec is not None:
+            os.waitid(os.P_PID, seen.si_pid, os.WEXITED)
+            return self.finish_unstarted(noexec["errno"] or 0, noexec["error"])
+        self.record_exit(exit_record(seen.si_code, seen.si_status) | self.oom())
+        os.waitid(os.P_PID, seen.si_pid, os.WEXITED)
+
+    def oom(self) -> Record:
+        cgroup = self.agent.get("cgroup")
+        return {"oom": True} if cgroup and process.oom_kills(cgroup) else {}
+
+    def reap_orphans(self) -> None:
+        """Whatever else died below us: escapees that became our children. The leader is not touched here."""
+        leader = self.agent.get("agent", {}).get("pid")
+        for pid in process.children("self"):
+            if pid == leader and self.exit is None:
+                continue
+            try:
+                os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                continue
+
+    def on_leader_exited(self) -> None:
+        """Adopted: the pidfd says the leader is dead; its parent (zygote or process 1) has the status."""
+        assert self.leader_pidfd is not None
+        self.unwatch(self.leader_pidfd)
+        self.on_timer_recheck()
+
+    def on_timer_recheck(self) -> None:
+        # The parent is the zygote, which writes exit.json and then reaps, or process 1, which reaps when it likes.
+        assert self.leader_pidfd is not None
+        self.exit = jobdir.read(self.path, "exit.json")
+        if self.exit is None and not process.is_reaped(self.leader_pidfd):
+            return self.after("recheck", 0.005)
+        if self.exit is None:
+            self.exit = jobdir.read(self.path, "exit.json")
+        if self.exit is None:
+            self.on_leader_gone(process.status_of_reaped(self.leader_pidfd))
+        else:
+            self.sweep()
+
+    def on_leader_gone(self, status: int | None) -> None:
+        noexec = jobdir.read(self.path, "noexec.json")
+        if noexec is not None and noexec["errno"] is None:
+            return self.launch_again()
+        if noexec is not None:
+            return self.finish_unstarted(noexec["errno"], noexec["error"])
+        if status is None:
+            record: Record = {"code": None, "signal": None, "reason": "supervisor_lost"}
+        elif os.WIFSIGNALED(status):
+            record = {"code": None, "signal": os.WTERMSIG(status)} | self.oom()
+        else:
+            record = {"code": os.WEXITSTATUS(status), "signal": None} | self.oom()
+        self.record_exit(record)
+        self.sweep()
+
+    def launch_again(self) -> None:
+        """The keeper before us died between record and "go": nothing has run yet."""
+        for name in ("agent.json", "noexec.json"):
+            jobdir.remove_quietly(f"{self.path}/{name}")
+        jobdir.sync_folder(self.path)
+        self.leader_pidfd = None
+        self.launch()
+
+    def record_exit(self, record: Record) -> None:
+        self.exit = {"format": 1, **record, "at": time.time()}
+        jobdir.write_final(self.path, "exit.json", self.exit)
+        for name in ("timeout", "idle", "recheck"):
+            self.timers.pop(name, None)
+
+    def finish_unstarted(self, number: int, error: str) -> None:
+        self.record_exit({"code": None, "signal": None, "reason": "unstarted", "errno": number, "error": error})
+        self.finish()
+
+    # --- the tree's end -------------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Nothing to do, normally. Else what is left gets two seconds, then the ladder."""
+        left = self.tree()
+        if not left:
+            return self.finish()
+        if self.order is None:
+            if "leftover" not in self.timers:
+                self.nudge("exited")
+                self.after("leftover", float(LEFTOVER_LADDER[0][1]))
+        else:
+            self.note_swept(left)
+            if self.is_killing():
+                self.signal_tree("KILL")
+        self.watch_strangers(left)
+
+    def on_timer_leftover(self) -> None:
+        left = self.tree()
+        self.note_swept(left)
+        self.order = {"rungs": [[n, t - 2.0] for n, t in LEFTOVER_LADDER], "at": process.boottime(), "reason": None}
+        self.rungs_done = 0
+        self.on_timer_rung()
+        self.sweep()
+
+    def note_swept(self, pids: list[int]) -> None:
+        for pid in pids:
+            if pid not in self.swept and len(self.swept) < 200:
+                self.swept[pid] = process.describe(pid)
+
+    def watch_strangers(self, pids: list[int]) -> None:
+        """Be woken by the end of processes that are not our children (their deaths bring us no SIGCHLD)."""
+        mine = set(process.children("self"))
+        for pid in pids:
+            if pid in mine or pid in self.watched.values():
+                continue
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                self.after("resweep", 0.005)
+                continue
+            self.watched[pidfd] = pid
+            self.watch(pidfd, lambda _, pidfd=pidfd: self.on_stranger_exited(pidfd))
+
+    def on_stranger_exited(self, pidfd: int) -> None:
+        self.unwatch(pidfd)
+        del self.watched[pidfd]
+        os.close(pidfd)
+        if self.exit is not None and not self.is_over:
+            self.sweep()
+
+    def on_timer_resweep(self) -> None:
+        if self.exit is not None and not self.is_over:
+            self.sweep()
+
+    def finish(self) -> None:
+        """The tree is gone. The log is drained and made durable, then end.json says that all of it is there."""
+        for stream in jobdir.STREAMS:
+            if not self.pump(stream):
+                return self.after("resweep", 0.2)  # the disk is full: the bytes wait in the FIFO, and so do we
+        self.log.sync()
+        released = self.released()
+        end: Record = {
+            "format": 1,
+            "at": time.time(),
+            "log": dict(self.log.ends),
+            "swept": list(self.swept.values()),
+            "left": released,
+            "reason": (self.order or {}).get("reason"),
+            "order": self.order if self.order and self.order.get("reason") else None,
+        }
+        cgroup = self.agent.get("cgroup")
+        if cgroup:
+            for item in released:
+                process.cgroup_join(f"{os.path.dirname(cgroup)}/left", int(item["pid"]))
+            process.cgroup_remove(cgroup)
+        jobdir.write_final(self.path, "end.json", end)
+        self.is_over = True
+        jobdir.remove_quietly(f"{self.path}/keeper.sock")
+        for name in jobdir.PREALLOCATED:
+            jobdir.remove_quietly(f"{self.path}/.{name}.room")
+        for stream in jobdir.STREAMS:
+            jobdir.remove_quietly(f"{self.path}/{stream}.fifo")
+        self.nudge("ended")
+
+    def released(self) -> list[Record]:
+        patterns = self.spec.get("leave") or []
+        if not patterns:
+            return []
+        cgroup = self.agent.get("cgroup")
+        if cgroup:
+            os.makedirs(f"{os.path.dirname(cgroup)}/left", exist_ok=True)
+        pids = process.cgroup_pids(cgroup) if cgroup else process.descendants("self")
+        return [process.describe(pid) for pid in pids if process.matches(pid, patterns)][:200]
+
+    # --- output ---------------------------------------------------------------------------------------------
+
+    def on_output(self, stream: str) -> None:
+        before = dict(self.log.ends)
+        if self.pump(stream, once=True) and self.log.ends != before:
+            self.last_output = process.boottime()
+            self.tell_followers()
+        if self.log.pending is not None:
+            self.timers.setdefault("index", process.boottime() + 0.2)
+
+    def on_timer_index(self) -> None:
+        self.log.write_index()
+
+    def pump(self, stream: str, once: bool = False) -> bool:
+        """Move what is in the FIFO into the log. False if the disk is full and bytes are waiting."""
+        try:
+            while self.log.take(self.fifos[stream], stream) and not once:
+                pass
+        except OSError as error:
+            if not jobdir.is_full(error):
+                raise
+            if not self.blocked:
+                self.blocked = True
+                self.nudge("log_blocked")
+            self.unwatch(self.fifos[stream])
+            self.timers.setdefault("unblock", process.boottime() + 0.2)
+            return False
+        if self.blocked:
+            self.blocked = False
+            self.nudge("log_unblocked")
+        return True
+
+    def on_timer_unblock(self) -> None:
+        for stream, fd in self.fifos.items():
+            if fd not in self.handlers:
+                self.watch(fd, lambda _, stream=stream: self.on_output(stream))
+            self.on_output(stream)
+
+    # --- input ----------------------------------------------------------------------------------------------
+
+    def pump_input(self) -> None:
+        pipe, file = self.fds.get("stdin"), self.fds.get("stdin_file")
+        if pipe is None or file is None:
+            return
+        self.unwatch(pipe)
+        try:
+            while os.splice(file, pipe, SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK):
+                pass
+        except BlockingIOError:
+            self.watch(pipe, lambda _: self.pump_input(), select.POLLOUT)
+            return
+        except BrokenPipeError:
+            return self.close_input()
+        if os.path.exists(f"{self.path}/stdin.eof"):
+            # Looked at after the file was empty; a last write may have come between, so look once more.
+            if os.lseek(file, 0, os.SEEK_CUR) < os.fstat(file).st_size:
+                return self.pump_input()
+            self.close_input()
+
+    def close_input(self) -> None:
+        for name in ("stdin", "stdin_file"):
+            fd = self.fds.pop(name, None)
+            if fd is not None:
+                self.unwatch(fd)
+                os.close(fd)
+        self.tell_zygote("input_closed")
+        self.nudge("input_closed")
+
+    def tell_zygote(self, what: str) -> None:
+        """Which of the descriptors that it keeps for us it may close now."""
+        if self.escrow is None:
+            return
+        try:
+            self.escrow.send(json.dumps({what: self.path}).encode())
+        except BlockingIOError:
+            self.untold = what
+            self.after("tell", 0.2)
+        except OSError:
+            self.escrow = None  # that zygote is dead
+
+    def on_timer_tell(self) -> None:
+        self.tell_zygote(self.untold)
+
+    # --- orders and followers -------------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        self.listener = jobdir.listen(f"{self.path}/keeper.sock")
+        self.listener.setblocking(False)
+        self.watch(self.listener.fileno(), lambda _: self.on_connection())
+
+    def on_connection(self) -> None:
+        try:
+            connection, _ = self.listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self.unwatch(self.listener.fileno())  # no busy loop: the backlog waits
+                self.after("accept", 0.5)
+            return
+        if jobdir.peer_uid(connection) != os.getuid():
+            return connection.close()
+        connection.setblocking(False)
+        fd = connection.fileno()
+        self.connections[fd] = connection
+        self.watch(fd, lambda _: self.on_request(fd))
+
+    def on_timer_accept(self) -> None:
+        self.watch(self.listener.fileno(), lambda _: self.on_connection())
+
+    def on_request(self, fd: int) -> None:
+        connection = self.connections[fd]
+        try:
+            data = connection.recv(4096)
+        except OSError:
+            data = b""
+        if not data:
+            self.unwatch(fd)
+            self.followers.pop(fd, None)
+            del self.connections[fd]
+            return connection.close()
+        for line in data.splitlines():
+            try:
+                request = json.loads(line)
+                self.obey(fd, request)
+            except (ValueError, KeyError, TypeError):
+                self.answer(fd, {"error": "not understood"})
+
+    def obey(self, fd: int, request: Record) -> None:
+        """``{"follow": [out, err]}``, ``{"order": true}`` (kill.json is new), ``{"signal": name}``,
+        ``{"input": true}`` (stdin has grown)."""
+        if "follow" in request:
+            out, err = request["follow"]
+            self.followers[fd] = (int(out), int(err))
+            self.tell_followers()
+        elif "order" in request:
+            self.answer(fd, {"ok": True})
+            self.read_order()
+        elif "signal" in request:
+            self.answer(fd, {"ok": self.signal_leader(str(request["signal"]))})
+        elif "input" in request:
+            self.answer(fd, {"ok": True})
+            self.pump_input()
+        else:
+            raise ValueError("no such order")
+
+    def signal_leader(self, name: str) -> bool:
+        if self.leader_pidfd is None or self.exit is not None:
+            return False
+        number = signal.Signals[f"SIG{name}"]
+        sent = process.send(self.leader_pidfd, number)
+        if not self.is_parent and number in (signal.SIGSTOP, signal.SIGCONT):
+            self.note_stopped(number == signal.SIGSTOP)  # an adopter is not told by the kernel
+        return sent
+
+    def tell_followers(self) -> None:
+        out, err = self.log.ends["out"], self.log.ends["err"]
+        for fd, (seen_out, seen_err) in list(self.followers.items()):
+            if out > seen_out or err > seen_err:
+                del self.followers[fd]
+                self.answer(fd, {"log": [out, err]})
+
+    def answer(self, fd: int, reply: Record) -> None:
+        try:
+            self.connections[fd].send(json.dumps(reply).encode() + b"\n")
+        except OSError:
+            pass  # it reads nothing, or is gone: it never holds us up
+
+    # --- the daemon -----------------------------------------------------------------------------------------
+
+    def nudge(self, what: str, **facts: Any) -> None:
+        """Tell the daemon to look at our files. Nobody at home is no fault: the next one looks when it starts.
+        It never blocks: a daemon that hangs with a full backlog is told again later, or by the zygote."""
+        where = jobdir.read(self.spec["state_dir"], "daemon.json")
+        if where is None:
+            return
+        params = {"job": self.spec["job"], "attempt": self.spec["attempt"], "what": what, **facts}
+        message = {"jsonrpc": "2.0", "method": "nudge", "params": params}
+        try:
+            with jobdir.connect(where["socket"], blocking=False) as link:
+                link.send(json.dumps(message).encode() + b"\n")
+        except BlockingIOError:
+            self.after("nudge", 0.5)
+        except OSError:
+            return
+
+    def on_timer_nudge(self) -> None:
+        self.nudge("look")
+
+
+class Log:
+    """Both streams' segments and the index. The only writer: byte 0 of life.lock is held.
+
+    An index record says how far a stream had grown at a moment. At most one stream has bytes that are not yet
+    in the index (``pending``), because a record is written before the other stream is touched: so the order of
+    arrival of every byte is known even if the keeper dies between splice and record.
+    """
+
+    def __init__(self, path: str, limit: int) -> None:
+        self.path = path
+        self.segment_bytes = max(65536, limit // 8) if limit else 0
+        self.limit = limit
+        self.ends = {stream: jobdir.size(path, stream) for stream in jobdir.STREAMS}
+        self.files: dict[str, tuple[int, int]] = {}  # stream -> (descriptor, logical start of its segment)
+        self.index = os.open(f"{path}/log.index", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.index_size = os.fstat(self.index).st_size // jobdir.INDEX_RECORD.size * jobdir.INDEX_RECORD.size
+        self.indexed = {stream: 0 for stream in jobdir.STREAMS}
+        for arrival in jobdir.arrivals(path):
+            self.indexed[arrival.stream] = arrival.end
+        self.indexed_at = 0
+        self.pending: str | None = next((s for s in jobdir.STREAMS if self.ends[s] > self.indexed[s]), None)
+
+    def take(self, fifo: int, stream: str) -> int:
+        """Move at most one piece from the FIFO to the log; 0 when the FIFO is empty."""
+        if self.pending is not None and self.pending != stream:
+            self.write_index()
+        file, start = self.segment(stream)
+        room = start + self.segment_bytes - self.ends[stream] if self.segment_bytes else SPLICE_BYTES
+        try:
+            count = move(fifo, file, min(room, SPLICE_BYTES))
+        except BlockingIOError:
+            return 0
+        self.ends[stream] += count
+        if count:
+            self.pending = stream
+            if time.time_ns() - self.indexed_at > INDEX_EVERY_NS:
+                self.write_index()
+        return count
+
+    def segment(self, stream: str) -> tuple[int, int]:
+        held = self.files.get(stream)
+        end = self.ends[stream]
+        if held is not None and not (self.segment_bytes and end - held[1] >= self.segment_bytes):
+            return held
+        existing = jobdir.segments(self.path, stream)
+        start = existing[-1].start if existing and held is None else end
+        if held is not None:
+            os.fdatasync(held[0])
+            os.close(held[0])
+            del self.files[stream]
+        fd = os.open(f"{self.path}/log.{stream}.{start}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.lseek(fd, 0, os.SEEK_END)
+        self.files[stream] = (fd, start)
+        self.drop_old(stream)
+        return self.segment(stream) if held is None else self.files[stream]
+
+    def drop_old(self, stream: str) -> None:
+        if not self.limit:
+            return
+        held = jobdir.segments(self.path, stream)
+        while len(held) > 1 and self.ends[stream] - held[1].start >= self.limit - self.segment_bytes:
+            jobdir.remove_quietly(held.pop(0).path)
+
+    def write_index(self) -> None:
+        stream = self.pending
+        if stream is None:
+            return
+        now = time.time_ns()
+        record = jobdir.INDEX_RECORD.pack(now, self.ends[stream], jobdir.STREAMS.index(stream))
+        try:
+            written = os.pwrite(self.index, record, self.index_size)
+        except OSError as error:
+            if not jobdir.is_full(error):
+                raise
+            return
+        if written == len(record):
+            self.index_size += written
+            self.indexed_at = now
+            self.pending = None
+
+    def sync(self) -> None:
+        self.write_index()
+        for fd, _ in self.files.values():
+            os.fdatasync(fd)
+        os.fdatasync(self.index)
+
+
+def move(source: int, target: int, count: int) -> int:
+    """splice; where that is missing or switched off, a copy (which a kill can tear, and doctor says so)."""
+    if not process.without("splice"):
+        try:
+            return os.splice(source, target, count, flags=os.SPLICE_F_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    data = os.read(source, min(count, 65536))
+    jobdir.write_all(target, data)
+    return len(data)
+
+
+def open_fifo(path: str) -> int:
+    try:
+        os.mkfifo(path, 0o600)
+    except FileExistsError:
+        pass
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def drain(fd: int) -> None:
+    try:
+        while os.read(fd, 512):
+            pass
+    except BlockingIOError:
+        pass
+
+
+def exit_record(si_code: int, si_status: int) -> Record:
+    if si_code == os.CLD_EXITED:
+        return {"code": si_status, "signal": None}
+    return {"code": None, "signal": si_status, "core": si_code == os.CLD_DUMPED}
+
+
+# --- in the agent's process, between fork and exec ----------------------------------------------------------
+
+
+def become_agent(path: str, spec: Record, fds: dict[str, int], life: int, go: int, by_rlimit: list[str]) -> NoReturn:
+    """Set everything up, wait for "go", then be the agent. What fails is noted in noexec.json."""
+    what = "set up"
+    try:
+        os.setsid()
+        restore_signals()
+        environment = dict(spec["env"])
+        if "secrets" in fds:
+            environment |= json.loads(os.pread(fds["secrets"], os.fstat(fds["secrets"]).st_size, 0))
+        place_descriptors(path, fds, life)
+        os.umask(spec.get("umask", 0o077))
+        set_limits(spec, by_rlimit)
+        if os.read(go, 1) != b"g":
+            jobdir.write_final(path, "noexec.json", {"errno": None, "error": "the keeper died before the start"})
+            os._exit(125)
+        what = f"enter {spec['cwd']}"
+        os.chdir(spec["cwd"])
+        environment["PWD"] = spec["cwd"]
+        what = f"run {spec['argv'][0]}"
+        execute(spec["argv"], environment)
+    except (OSError, ValueError) as error:
+        missing_folder = what.startswith("enter")
+        number = getattr(error, "errno", None) or errno.EINVAL
+        text = f"cannot {what}: {os.strerror(number)}"
+        jobdir.write_final(path, "noexec.json", {"errno": number, "error": text, "folder": missing_folder})
+    os._exit(125)
+
+
+def restore_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if number not in (signal.SIGKILL, signal.SIGSTOP) and number < 32:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def place_descriptors(path: str, fds: dict[str, int], life: int) -> None:
+    """0 to 2, the anchors and the life.lock; all else is close-on-exec. The anchors are opened for reading and
+    writing, so the FIFOs have a reader as long as the tree lives: no SIGPIPE, and no byte is dropped."""
+    stdin = fds.get("stdin_read")
+    if stdin is None:
+        stdin = os.open("/dev/null", os.O_RDONLY)
+    keep_high(life)
+    for stream in jobdir.STREAMS:
+        keep_high(os.open(f"{path}/{stream}.fifo", os.O_RDWR | os.O_CLOEXEC))
+    out = os.open(f"{path}/out.fifo", os.O_WRONLY | os.O_CLOEXEC)
+    err = os.open(f"{path}/err.fifo", os.O_WRONLY | os.O_CLOEXEC)
+    for target, fd in enumerate((stdin, out, err)):
+        # None of the three is below 3: keeper and zygote keep 0 to 2 occupied.
+        os.dup2(fd, target, inheritable=True)
+
+
+def keep_high(fd: int) -> None:
+    try:
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD, FIRST_HIGH_FD)
+    except OSError:
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD, 10)
+    os.set_inheritable(high, True)
+
+
+def set_limits(spec: Record, by_rlimit: list[str]) -> None:
+    """The caller's limits; where no control group can hold a ceiling, it becomes a limit too."""
+    wanted = {getattr(resource, name): tuple(pair) for name, pair in (spec.get("limits") or {}).items()}
+    if "memory" in by_rlimit:
+        wanted[resource.RLIMIT_AS] = (spec["memory"], spec["memory"])
+    if "processes" in by_rlimit:
+        wanted[resource.RLIMIT_NPROC] = (spec["processes"], spec["processes"])
+    for number, (soft, hard) in wanted.items():
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except (ValueError, OSError):
+            _, ceiling = resource.getrlimit(number)
+            try:
+                resource.setrlimit(number, (soft if ceiling < 0 or 0 <= soft <= ceiling else ceiling, ceiling))
+            except (ValueError, OSError):
+                continue
+
+
+def execute(argv: list[str], environment: dict[str, str]) -> NoReturn:
+    """execvp, as a shell would: PATH of the job, and a file without an interpreter line is a shell script."""
+    encoded = {os.fsencode(k): os.fsencode(v) for k, v in environment.items()}
+    refused: OSError | None = None
+    for candidate in candidates(argv[0], environment.get("PATH", os.defpath)):
+        try:
+            os.execve(candidate, argv, encoded)
+        except OSError as error:
+            if error.errno == errno.ENOEXEC:
+                os.execve("/bin/sh", ["sh", candidate, *argv[1:]], encoded)
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                refused = refused or error
+                if error.errno not in (errno.EACCES,):
+                    raise
+    raise refused or OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def candidates(program: str, path: str) -> list[str]:
+    if "/" in program:
+        return [program]
+    return [os.path.join(folder or ".", program) for folder in path.split(":")]
