@@ -36,7 +36,8 @@ from agentd.jobdir import Record
 HELD = 3  # exit code: somebody else keeps this attempt
 OVER = 0  # exit code: the attempt has ended, end.json says how
 
-LEFTOVER_LADDER = [["INT", 2.0], ["TERM", 3.0], ["KILL", 5.0]]
+LEFTOVER_GRACE = 2.0
+LEFTOVER_LADDER = [["INT", 0.0], ["TERM", 1.0], ["KILL", 3.0]]
 UNKILLABLE_AFTER = 30.0
 INDEX_EVERY_NS = 50_000_000
 PIPE_BYTES = 256 * 1024
@@ -108,7 +109,7 @@ class Keeper:
         else:
             self.adopt(agent)
         for stream, fd in self.fifos.items():
-            self.watch(fd, lambda _, stream=stream: self.on_output(stream))
+            self.watch(fd, self.output_handler(stream))
         while not self.is_over:
             for fd, events in self.poll.poll(self.milliseconds_to_next_timer()):
                 handler = self.handlers.get(fd)
@@ -141,6 +142,9 @@ class Keeper:
     # --- launch and adopt -----------------------------------------------------------------------------------
 
     def launch(self) -> None:
+        self.order = jobdir.read(self.path, "kill.json")
+        if self.order is not None:
+            return self.finish_unstarted(0, "killed before it started")
         cgroup = self.spec.get("cgroup")
         unset = [name for name in ("memory", "processes") if self.spec.get(name)]
         if cgroup:
@@ -217,7 +221,8 @@ class Keeper:
             # Gone and reaped. The zygote writes before it reaps, so a record is there if a zygote was the parent.
             self.exit = jobdir.read(self.path, "exit.json")
             return self.sweep() if self.exit else self.on_leader_gone(None)
-        mtime = max((os.stat(s.path).st_mtime for t in jobdir.STREAMS for s in jobdir.segments(self.path, t)), default=0)
+        pieces = [piece for stream in jobdir.STREAMS for piece in jobdir.segments(self.path, stream)]
+        mtime = max((os.stat(piece.path).st_mtime for piece in pieces), default=0.0)
         self.last_output -= max(0.0, time.time() - mtime) if mtime else 0.0
         self.watch(self.leader_pidfd, lambda _: self.on_leader_exited())
         self.set_timers()
@@ -250,13 +255,11 @@ class Keeper:
 
     def note_stopped(self, is_stopped: bool) -> None:
         now = process.boottime()
-        since = self.agent.get("stopped")
+        since: float | None = self.agent["stopped"]
         if is_stopped == (since is not None):
             return
-        if is_stopped:
-            self.agent["stopped"] = now
-        else:
-            self.agent["stopped"] = None
+        self.agent["stopped"] = now if is_stopped else None
+        if since is not None:
             self.agent["paused"] += now - since
             self.last_output += now - since
         try:
@@ -271,7 +274,7 @@ class Keeper:
 
     def give_order(self, order: Record) -> None:
         """Our own decision to end the agent: written down first, so that an adopter goes on with it."""
-        order = {"rungs": [["INT", 0.0], ["TERM", 5.0], ["KILL", 15.0]], "at": process.boottime(), **order}
+        order: Record = {"rungs": [["INT", 0.0], ["TERM", 5.0], ["KILL", 15.0]], "at": process.boottime(), **order}
         try:
             jobdir.write(self.path, "kill.json", order)
         except OSError as error:
@@ -311,7 +314,9 @@ class Keeper:
             self.timers.setdefault("unkillable", process.boottime() + UNKILLABLE_AFTER)
 
     def is_killing(self) -> bool:
-        return self.order is not None and self.rungs_done > 0 and self.order["rungs"][self.rungs_done - 1][0] == "KILL"
+        if self.order is None or self.rungs_done == 0:
+            return False
+        return bool(self.order["rungs"][self.rungs_done - 1][0] == "KILL")
 
     def on_timer_unkillable(self) -> None:
         self.unkillable = True
@@ -482,7 +487,7 @@ class Keeper:
         if self.order is None:
             if "leftover" not in self.timers:
                 self.nudge("exited")
-                self.after("leftover", float(LEFTOVER_LADDER[0][1]))
+                self.after("leftover", LEFTOVER_GRACE)
         else:
             self.note_swept(left)
             if self.is_killing():
@@ -492,7 +497,7 @@ class Keeper:
     def on_timer_leftover(self) -> None:
         left = self.tree()
         self.note_swept(left)
-        self.order = {"rungs": [[n, t - 2.0] for n, t in LEFTOVER_LADDER], "at": process.boottime(), "reason": None}
+        self.order = {"rungs": LEFTOVER_LADDER, "at": process.boottime(), "reason": None}
         self.rungs_done = 0
         self.on_timer_rung()
         self.sweep()
@@ -514,7 +519,10 @@ class Keeper:
                 self.after("resweep", 0.005)
                 continue
             self.watched[pidfd] = pid
-            self.watch(pidfd, lambda _, pidfd=pidfd: self.on_stranger_exited(pidfd))
+            self.watch(pidfd, self.stranger_handler(pidfd))
+
+    def stranger_handler(self, pidfd: int) -> Callable[[int], None]:
+        return lambda _: self.on_stranger_exited(pidfd)
 
     def on_stranger_exited(self, pidfd: int) -> None:
         self.unwatch(pidfd)
@@ -569,6 +577,9 @@ class Keeper:
 
     # --- output ---------------------------------------------------------------------------------------------
 
+    def output_handler(self, stream: str) -> Callable[[int], None]:
+        return lambda _: self.on_output(stream)
+
     def on_output(self, stream: str) -> None:
         before = dict(self.log.ends)
         if self.pump(stream, once=True) and self.log.ends != before:
@@ -602,7 +613,7 @@ class Keeper:
     def on_timer_unblock(self) -> None:
         for stream, fd in self.fifos.items():
             if fd not in self.handlers:
-                self.watch(fd, lambda _, stream=stream: self.on_output(stream))
+                self.watch(fd, self.output_handler(stream))
             self.on_output(stream)
 
     # --- input ----------------------------------------------------------------------------------------------

@@ -1,0 +1,103 @@
+"""agentd.toml, typed. A key that does not exist is an error, not a surprise."""
+
+import os
+import re
+import tomllib
+from typing import Any
+
+import msgspec
+
+from agentd.core.errors import Usage
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Limits(Table, frozen=True):
+    running: int = 64
+    queued: int = 10_000
+
+
+class Secrets(Table, frozen=True):
+    """Names of variables, beyond those that look like secrets, whose values are never written."""
+
+    names: tuple[str, ...] = ()
+
+
+class Log(Table, frozen=True):
+    max: str = "1G"
+
+
+class Worktrees(Table, frozen=True):
+    setup: str = ""
+    branch_prefix: str = "agentd"
+    max_snapshot: str = "50M"
+
+
+class Trash(Table, frozen=True):
+    days: int = 14
+
+
+class Config(Table, frozen=True):
+    limits: Limits = Limits()
+    secrets: Secrets = Secrets()
+    log: Log = Log()
+    worktree: Worktrees = Worktrees()
+    trash: Trash = Trash()
+
+
+def load(path: str) -> Config:
+    """The settings in ``path``; the defaults if there is no such file. Usage, with the key, if one is wrong."""
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except FileNotFoundError:
+        return Config()
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Usage(f"cannot read {path}: {error}", "bad_config") from None
+    except OSError as error:
+        raise Usage(f"cannot read {path}: {error.strerror}", "bad_config") from None
+    return convert(values, path)
+
+
+def convert(values: dict[str, Any], path: str) -> Config:
+    try:
+        config = msgspec.convert(values, Config)
+        parse_size(config.log.max)
+        parse_size(config.worktree.max_snapshot)
+    except msgspec.ValidationError as error:
+        raise Usage(f"cannot use {path}: {error}", "bad_config") from None
+    except ValueError as error:
+        raise Usage(f"cannot use {path}: {error}", "bad_config") from None
+    return config
+
+
+def repository_setup(top: str | None) -> str:
+    """The set-up command that a repository's own agentd.toml names; empty if it names none."""
+    path = os.path.join(top, "agentd.toml") if top else ""
+    return load(path).worktree.setup if path and os.path.isfile(path) else ""
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90s``, ``5m``, ``1h30m``, ``0.5``; ValueError otherwise."""
+    parts = re.findall(r"(\d+(?:\.\d*)?|\.\d+)([smhd]?)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text or len(text) > 32:
+        raise ValueError(f'"{text}" is not a time such as 90s, 5m or 1h30m')
+    if any(unit == "" for _, unit in parts) and len(parts) > 1:
+        raise ValueError(f'"{text}" is not a time such as 90s, 5m or 1h30m')
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds > 10 * 366 * 86400:
+        raise ValueError(f'"{text}" is more than ten years')
+    return seconds
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``64M``, ``1G``, ``65536``; 0 means no limit; ValueError otherwise."""
+    match = re.fullmatch(r"(\d{1,15})([kmgt]?)(?:i?b)?", text.strip().lower())
+    if match is None:
+        raise ValueError(f'"{text}" is not a size such as 64M or 1G')
+    return int(match[1]) * _SIZES[match[2]]

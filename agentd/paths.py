@@ -1,0 +1,54 @@
+"""Where everything is. Imports nothing of ours; makes nothing but what it is told to."""
+
+import hashlib
+import os
+import stat
+
+
+def state_dir() -> str:
+    """AGENTD_STATE_DIR, else $XDG_STATE_HOME/agentd, else ~/.local/state/agentd. Absolute."""
+    given = os.environ.get("AGENTD_STATE_DIR")
+    if given:
+        return os.path.abspath(given)
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(os.path.abspath(base), "agentd")
+
+
+def config_file() -> str:
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return os.environ.get("AGENTD_CONFIG") or os.path.join(base, "agentd", "agentd.toml")
+
+
+def socket_path(state: str) -> str:
+    """Where a daemon puts its socket; clients read it from daemon.json instead."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.path.isdir(runtime) and os.access(runtime, os.W_OK):
+        mark = hashlib.sha256(os.path.realpath(state).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+        return os.path.join(runtime, f"agentd-{mark}", "agentd.sock")
+    return os.path.join(state, "agentd.sock")
+
+
+def attempt_dir(state: str, job: int, attempt: int) -> str:
+    return f"{state}/jobs/{job}/{attempt}"
+
+
+def worktree_dir(state: str, common: str, job: int, name: str) -> str:
+    """``common``: the repository's common git directory, real path."""
+    top = os.path.dirname(common) if os.path.basename(common) == ".git" else common
+    label = os.path.basename(top).removesuffix(".git")[:40] or "repository"
+    mark = hashlib.sha256(common.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{state}/worktrees/{label}-{mark}/{job}-{name}"
+
+
+def private_folder_fault(path: str) -> str | None:
+    """Why ``path`` is no safe place for a socket, as a sentence with its remedy; None if it is one."""
+    info = os.lstat(path)
+    if stat.S_ISLNK(info.st_mode):
+        return f"{path} is a symlink; remove it"
+    if not stat.S_ISDIR(info.st_mode):
+        return f"{path} is not a folder; remove it"
+    if info.st_uid != os.getuid():
+        return f"{path} belongs to user {info.st_uid}, not to you ({os.getuid()}); remove it or choose another place"
+    if info.st_mode & 0o077:
+        return f"{path} is open to others (mode {stat.S_IMODE(info.st_mode):04o}); run: chmod 700 {path}"
+    return None

@@ -1,0 +1,298 @@
+"""The wire: JSON-RPC 2.0, one object a line, strict UTF-8, over a Unix socket. agentd-protocol(7) is its manual.
+
+Requests and their parameters are typed and validated here, once, at the boundary. A method's parameters are a
+struct; :data:`METHODS` lists them all, and which of them a job's own narrow socket takes.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+import msgspec
+
+from agentd.core.errors import AgentdError, Fault, NotNow, Refused, Usage
+
+VERSION = 1
+MAX_MESSAGE = 1 << 20
+MAX_DEPTH = 32
+MAX_IN_FLIGHT = 64
+MAX_CONNECTIONS = 256
+MAX_BACKLOG = 8 << 20
+FIRST_BYTE_S = 5.0
+
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
+REFUSED = -32000
+
+Ref = int | str
+"""A job: its id, its name, or ``%n``, ``%+``, ``%-``, ``%text``, ``%?text``."""
+
+
+class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Parameters of a method."""
+
+
+class Hello(Params, frozen=True):
+    version: str
+    protocol: int
+
+
+class Delegate(Params, frozen=True):
+    """``cwd``: absolute. ``environment``: the caller's, whole. ``limits``: rlimits by name, ``[soft, hard]``.
+
+    Times in seconds, sizes in bytes, null or 0 for none.
+    """
+
+    cwd: str
+    environment: dict[str, str]
+    task: str = ""
+    argv: tuple[str, ...] = ()
+    agent: str = "command"
+    name: str | None = None
+    in_place: bool = False
+    base: str | None = None
+    with_changes: bool = False
+    owner: str = ""
+    umask: int = 0o022
+    limits: dict[str, tuple[int, int]] = {}
+    timeout: float | None = None
+    idle_timeout: float | None = None
+    memory: int | None = None
+    processes: int | None = None
+    log_max: int | None = None
+    leave: tuple[str, ...] = ()
+    input: bool = False
+    secrets: tuple[str, ...] = ()
+    """Names of further variables whose values are never written."""
+
+
+class ListJobs(Params, frozen=True):
+    all: bool = False
+    owner: str | None = None
+    """Only this owner's jobs."""
+
+
+class GetJob(Params, frozen=True):
+    job: Ref
+    owner: str = ""
+
+
+class Resolve(Params, frozen=True):
+    """The ids of several jobs. ``exact``: no prefixes of names."""
+
+    jobs: tuple[Ref, ...]
+    owner: str = ""
+    exact: bool = False
+
+
+class Wait(Params, frozen=True):
+    """``until``: a state, or ``done``. With ``any`` the first one suffices."""
+
+    jobs: tuple[Ref, ...] = ()
+    owner: str = ""
+    any: bool = False
+    all: bool = False
+    until: str = "done"
+    timeout: float | None = None
+
+
+class Kill(Params, frozen=True):
+    """``signal`` without SIG. ``grace``: seconds from the first signal to KILL."""
+
+    jobs: tuple[Ref, ...]
+    owner: str = ""
+    signal: str | None = None
+    grace: float | None = None
+
+
+class Send(Params, frozen=True):
+    """``data``: base64 when ``binary``, else text."""
+
+    job: Ref
+    owner: str = ""
+    data: str = ""
+    binary: bool = False
+    eof: bool = False
+
+
+class Restart(Params, frozen=True):
+    job: Ref
+    owner: str = ""
+    environment: dict[str, str] = {}
+    """The caller's, from which secrets the job needs are taken."""
+
+
+class Remove(Params, frozen=True):
+    job: Ref
+    owner: str = ""
+
+
+class Undo(Params, frozen=True):
+    """``job`` null: list the trash."""
+
+    job: int | None = None
+    owner: str = ""
+
+
+class Subscribe(Params, frozen=True):
+    """``name``: a durable reader; without it, events after ``since``. ``mine``: only this owner's jobs."""
+
+    name: str | None = None
+    since: int | None = None
+    mine: str = ""
+    follow: bool = True
+
+
+class Ack(Params, frozen=True):
+    name: str
+    seq: int
+
+
+class StopDaemon(Params, frozen=True):
+    kill_jobs: bool = False
+
+
+class Nothing(Params, frozen=True):
+    pass
+
+
+class Nudge(Params, frozen=True):
+    """From a keeper: look at this attempt's files. ``what`` is for the log and for what no file can hold."""
+
+    job: int
+    attempt: int
+    what: str = ""
+    processes: tuple[dict[str, Any], ...] = ()
+
+
+class Method(NamedTuple):
+    params: type[Params]
+    is_narrow: bool
+    """A job may call it through its own socket."""
+
+
+METHODS: dict[str, Method] = {
+    "hello": Method(Hello, True),
+    "jobs.delegate": Method(Delegate, True),
+    "jobs.list": Method(ListJobs, True),
+    "jobs.get": Method(GetJob, True),
+    "jobs.resolve": Method(Resolve, True),
+    "jobs.wait": Method(Wait, True),
+    "jobs.kill": Method(Kill, False),
+    "jobs.send": Method(Send, False),
+    "jobs.restart": Method(Restart, False),
+    "jobs.remove": Method(Remove, False),
+    "jobs.undo": Method(Undo, False),
+    "events.subscribe": Method(Subscribe, False),
+    "events.ack": Method(Ack, False),
+    "daemon.status": Method(Nothing, False),
+    "daemon.doctor": Method(Nothing, False),
+    "daemon.stop": Method(StopDaemon, False),
+    "nudge": Method(Nudge, False),
+}
+
+
+class Request(NamedTuple):
+    id: int | str | None
+    """None: a notification, which gets no answer."""
+    method: str
+    params: Params
+
+
+class Malformed(Exception):
+    """A line that is no request; ``id`` is what an answer can still name."""
+
+    def __init__(self, code: int, message: str, id: int | str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.id = id
+
+
+def decode(line: bytes) -> Request:
+    """One request, or Malformed with what is wrong with it."""
+    value = _parse(line)
+    if not isinstance(value, dict):
+        raise Malformed(INVALID_REQUEST, "a message must be one JSON object (batches are not taken)")
+    id = value.get("id")
+    if isinstance(id, bool) or not (id is None or isinstance(id, int | str)):
+        raise Malformed(INVALID_REQUEST, "id must be a number, a string, or missing")
+    if (isinstance(id, int) and abs(id) > 1 << 53) or (isinstance(id, str) and len(id) > 200):
+        raise Malformed(INVALID_REQUEST, "id is out of bounds (2^53, or 200 characters)")
+    if value.get("jsonrpc") != "2.0":
+        raise Malformed(INVALID_REQUEST, 'jsonrpc must be "2.0"', id)
+    name = value.get("method")
+    if not isinstance(name, str):
+        raise Malformed(INVALID_REQUEST, "method must be a string", id)
+    method = METHODS.get(name)
+    if method is None:
+        raise Malformed(METHOD_NOT_FOUND, f"no method {name[:80]!r}; there are: {', '.join(METHODS)}", id)
+    try:
+        params = msgspec.convert(value.get("params", {}), method.params)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise Malformed(INVALID_PARAMS, f"{name}: {error}", id) from None
+    return Request(id, name, params)
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Malformed(PARSE_ERROR, f"not UTF-8 (byte {error.start})") from None
+    try:
+        value = json.loads(text, object_pairs_hook=_no_duplicates)
+    except RecursionError:
+        raise Malformed(PARSE_ERROR, f"nested deeper than {MAX_DEPTH}") from None
+    except Malformed:
+        raise
+    except ValueError as error:
+        raise Malformed(PARSE_ERROR, f"not JSON: {error}") from None
+    if text.count("{") + text.count("[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise Malformed(PARSE_ERROR, f"nested deeper than {MAX_DEPTH}")
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise Malformed(PARSE_ERROR, "duplicate key in an object")
+    return value
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            item
+            for outer in level
+            for item in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+        ]
+    return depth - 1
+
+
+def answer(id: int | str | None, result: Any) -> bytes:
+    return msgspec.json.encode({"jsonrpc": "2.0", "id": id, "result": result}) + b"\n"
+
+
+def refusal(id: int | str | None, error: AgentdError) -> bytes:
+    data = {"code": error.code, "exit": error.exit}
+    body = {"code": REFUSED, "message": error.message, "data": data}
+    return msgspec.json.encode({"jsonrpc": "2.0", "id": id, "error": body}) + b"\n"
+
+
+def malformed(error: Malformed) -> bytes:
+    body = {"code": error.code, "message": str(error), "data": {"code": "malformed", "exit": 2}}
+    return msgspec.json.encode({"jsonrpc": "2.0", "id": error.id, "error": body}) + b"\n"
+
+
+def notification(method: str, params: Any) -> bytes:
+    return msgspec.json.encode({"jsonrpc": "2.0", "method": method, "params": params}) + b"\n"
+
+
+def raised(error: dict[str, Any]) -> AgentdError:
+    """The exception that an answer's ``error`` stands for."""
+    data = error.get("data") or {}
+    kinds: dict[int, type[AgentdError]] = {1: Refused, 2: Usage, 75: NotNow}
+    kind = kinds.get(data.get("exit", 125), Fault)
+    return kind(str(error.get("message")), str(data.get("code", "fault")), data.get("exit"))

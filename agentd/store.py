@@ -1,0 +1,303 @@
+"""The store: events and the jobs they make, in one sqlite file, written by one thread.
+
+It is the truth of ids, cursors and undo; what attempts did is in their files. Every write is one transaction with
+its events: WAL, synchronous=FULL, so an answered commit survives a power cut. What arrives while the thread commits
+is the next batch. Completions are handed back in commit order, through ``deliver``.
+
+``seq`` rises for ever, through rebuilds too: it is ``epoch * 2**32 + n``, and a rebuild opens a new epoch.
+
+Never fork with it open, and open the database file nowhere else in the process: closing *any* descriptor of it
+drops sqlite's locks.
+"""
+
+import contextlib
+import os
+import queue
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import msgspec
+
+from agentd.core.errors import EXIT_FAULT, Fault, NotNow
+from agentd.core.job import Job
+from agentd.core.machine import Notice
+
+FORMAT = 1
+EPOCH = 1 << 32
+BACKUP_EVERY_S = 300.0
+RETRY_S = 0.5
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS events (
+    seq INTEGER PRIMARY KEY, at REAL NOT NULL, type TEXT NOT NULL,
+    job INTEGER NOT NULL, attempt INTEGER NOT NULL, owner TEXT NOT NULL, data BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS jobs (id INTEGER PRIMARY KEY, doc BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS subscribers (
+    name TEXT PRIMARY KEY, acked INTEGER NOT NULL, owner TEXT NOT NULL, used REAL NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Entry(NamedTuple):
+    """An event as it is stored and told. ``owner`` is the job's, for filters; ``data`` is JSON."""
+
+    seq: int
+    at: float
+    type: str
+    job: int
+    attempt: int
+    owner: str
+    data: bytes
+
+
+class Subscriber(NamedTuple):
+    """A named reader. ``owner`` is empty, or the only owner whose jobs it is told of."""
+
+    name: str
+    acked: int
+    owner: str
+    used: float
+
+
+class Change(NamedTuple):
+    """One transaction's worth: a job, what is told about it, subscribers to write or to drop."""
+
+    at: float
+    job: Job | None = None
+    notices: tuple[Notice, ...] = ()
+    subscriber: Subscriber | None = None
+    drop_subscriber: str | None = None
+    must: bool = False
+    """It is a fact, not a request: on a full disk it is tried again until it is in."""
+
+
+class Work(NamedTuple):
+    change: Change
+    done: "Future[list[Entry]]"
+
+
+class Store:
+    """``deliver(work, entries)`` is called on the store's thread after each commit, in commit order."""
+
+    def __init__(self, path: str, deliver: "Callable[[Work, list[Entry]], None]") -> None:
+        self.path = path
+        self.deliver = deliver
+        self.work: queue.SimpleQueue[Work | Callable[[], None] | None] = queue.SimpleQueue()
+        self.trouble: str | None = None
+        """Why the last commit failed, while it does: for ``daemon status`` and ``doctor``."""
+        self.thread = threading.Thread(target=self._run, name="store", daemon=True)
+        self.changed_since_backup = False
+        self._open()
+        self.thread.start()
+
+    # --- on the caller's thread -----------------------------------------------------------------------------
+
+    def append(self, change: Change) -> "Future[list[Entry]]":
+        done: Future[list[Entry]] = Future()
+        self.work.put(Work(change, done))
+        return done
+
+    def ask(self, question: Callable[[sqlite3.Connection], Any]) -> "Future[Any]":
+        """Run a reading function on the store's thread."""
+        answer: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(question(self.db))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self.work.put(run)
+        return answer
+
+    def close(self) -> None:
+        """Commit what is queued, back up, and end the thread."""
+        self.work.put(None)
+        self.thread.join()
+
+    # --- opening --------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self.db = connect(self.path)
+        self.inode = os.stat(self.path).st_ino
+        found = dict(self.db.execute("SELECT key, value FROM meta").fetchall())
+        if int(found.get("format", FORMAT)) > FORMAT:
+            raise Fault(f"cannot open {self.path}: a newer agentd wrote it; upgrade agentd", "store_too_new")
+        self.epoch = int(found.get("epoch", 0))
+        with self.db:
+            self.db.execute("INSERT OR REPLACE INTO meta VALUES ('format', ?)", (str(FORMAT),))
+            self.db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (str(self.epoch),))
+        newest = self.db.execute("SELECT max(seq) FROM events").fetchone()[0] or 0
+        self.seq = max(newest, self.epoch * EPOCH)
+
+    def load(self) -> tuple[list[Job], list[Subscriber], int]:
+        """All jobs, all subscribers, the newest seq."""
+
+        def read(db: sqlite3.Connection) -> tuple[list[Job], list[Subscriber], int]:
+            decode = msgspec.json.Decoder(Job).decode
+            jobs = [decode(doc) for (doc,) in db.execute("SELECT doc FROM jobs ORDER BY id")]
+            readers = [Subscriber(*row) for row in db.execute("SELECT name, acked, owner, used FROM subscribers")]
+            return jobs, readers, self.seq
+
+        result: tuple[list[Job], list[Subscriber], int] = self.ask(read).result()
+        return result
+
+    def events(self, since: int, limit: int, owner: str = "") -> "Future[list[Entry]]":
+        """At most ``limit`` events after ``since``, oldest first."""
+        return self.ask(
+            lambda db: [
+                Entry(*row)
+                for row in db.execute(
+                    "SELECT seq, at, type, job, attempt, owner, data FROM events"
+                    " WHERE seq > ? AND (? = '' OR owner = ?) ORDER BY seq LIMIT ?",
+                    (since, owner, owner, limit),
+                )
+            ]
+        )
+
+    # --- on the store's thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        backup_at = time.monotonic() + BACKUP_EVERY_S
+        while True:
+            patience = max(0.0, backup_at - time.monotonic()) if self.changed_since_backup else None
+            try:
+                first = self.work.get(timeout=patience)
+            except queue.Empty:
+                self._back_up()
+                continue
+            batch = [first]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < 1000:
+                    batch.append(self.work.get_nowait())
+            works: list[Work] = []
+            for item in batch:
+                if isinstance(item, Work):
+                    works.append(item)
+                    continue
+                self._commit(works)
+                works = []
+                if item is None:
+                    self._back_up()
+                    self.db.close()
+                    return
+                item()
+            self._commit(works)
+            if not self.changed_since_backup:
+                backup_at = time.monotonic() + BACKUP_EVERY_S
+            self.changed_since_backup = True
+
+    def _commit(self, works: list[Work]) -> None:
+        while works:
+            seq = self.seq
+            try:
+                self._rescue_if_gone()
+                told = self._write(works)
+            except sqlite3.Error as error:
+                self.seq = seq
+                with contextlib.suppress(sqlite3.Error):
+                    self.db.rollback()
+                works = self._after_failure(works, error)
+                continue
+            self.trouble = None
+            for work, entries in zip(works, told, strict=True):
+                self.deliver(work, entries)
+            return
+
+    def _rescue_if_gone(self) -> None:
+        """Somebody removed or replaced the file: sqlite would go on writing into the nameless one."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(self.path).st_ino == self.inode:
+                return
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path + suffix)
+        aside = f"{self.path}.new"
+        with contextlib.closing(sqlite3.connect(aside)) as target:
+            self.db.backup(target)
+        os.rename(aside, self.path)
+        self.db.close()
+        self.db = connect(self.path)
+        self.inode = os.stat(self.path).st_ino
+
+    def _after_failure(self, works: list[Work], error: sqlite3.Error) -> list[Work]:
+        """Refuse the requests of a batch that could not be written; keep the facts, and wait a little."""
+        self.trouble = str(error)
+        if not isinstance(error, sqlite3.OperationalError):
+            # The file is damaged. The next daemon rebuilds it from the attempts' files and the backup.
+            print(f"agentd: the store is damaged ({error}); ending, so that it is rebuilt", file=sys.stderr)
+            os._exit(EXIT_FAULT)
+        if len(works) > 1:
+            # One of them may be what does not fit: each by itself, in order.
+            for work in works:
+                self._commit([work])
+            return []
+        (work,) = works
+        if work.change.must:
+            time.sleep(RETRY_S)
+            return works
+        refusal = NotNow(f"cannot save the change: {error}; free some disk space and try again", "disk_full")
+        work.done.set_exception(refusal)
+        return []
+
+    def _write(self, works: Iterable[Work]) -> list[list[Entry]]:
+        encode = msgspec.json.encode
+        told: list[list[Entry]] = []
+        with self.db:
+            self.db.execute("BEGIN IMMEDIATE")
+            for change, _ in works:
+                job, entries = change.job, []
+                if job is not None:
+                    self.db.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?)", (job.id, encode(job)))
+                    for notice in change.notices:
+                        self.seq += 1
+                        data = encode(notice.data)
+                        entries.append(
+                            Entry(self.seq, change.at, notice.type, job.id, job.attempt, job.owner, data)
+                        )
+                    self.db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", entries)
+                if change.subscriber is not None:
+                    self.db.execute("INSERT OR REPLACE INTO subscribers VALUES (?, ?, ?, ?)", change.subscriber)
+                if change.drop_subscriber is not None:
+                    self.db.execute("DELETE FROM subscribers WHERE name = ?", (change.drop_subscriber,))
+                told.append(entries)
+        return told
+
+    def _back_up(self) -> None:
+        """A second copy, whole or not at all: ids, cursors and undo exist nowhere else."""
+        self.changed_since_backup = False
+        aside = f"{self.path}.backup.new"
+        try:
+            with contextlib.closing(sqlite3.connect(aside)) as target:
+                self.db.backup(target)
+            os.replace(aside, f"{self.path}.backup")
+        except (sqlite3.Error, OSError):
+            with contextlib.suppress(OSError):
+                os.unlink(aside)
+
+
+def connect(path: str) -> sqlite3.Connection:
+    """An open database with our settings and tables; sqlite3.DatabaseError if the file is none."""
+    before = os.umask(0o077)
+    try:
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60.0)
+    finally:
+        os.umask(before)
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA wal_autocheckpoint=1000")
+        db.executescript(SCHEMA)
+        check = db.execute("PRAGMA quick_check(1)").fetchone()[0] if os.path.getsize(path) < 64 << 20 else "ok"
+    except BaseException:
+        db.close()
+        raise
+    if check != "ok":
+        db.close()
+        raise sqlite3.DatabaseError(f"damaged: {check}")
+    return db
