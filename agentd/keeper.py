@@ -36,6 +36,7 @@ from agentd.jobdir import Record
 HELD = 3  # exit code: somebody else keeps this attempt
 OVER = 0  # exit code: the attempt has ended, end.json says how
 
+LADDER = [["INT", 0.0], ["TERM", 5.0], ["KILL", 15.0]]
 LEFTOVER_GRACE = 2.0
 LEFTOVER_LADDER = [["INT", 0.0], ["TERM", 1.0], ["KILL", 3.0]]
 UNKILLABLE_AFTER = 30.0
@@ -163,7 +164,13 @@ class Keeper:
                 become_agent(self.path, self.spec, self.fds, tree_life, go_read, unset)
             finally:
                 os._exit(125)
-        for fd in (go_read, exec_write, tree_life, self.fds.pop("stdin_read", -1), self.fds.pop("secrets", -1)):
+        for fd in (
+            go_read,
+            exec_write,
+            tree_life,
+            self.fds.pop("stdin_read", -1),
+            self.fds.pop("secrets", -1),
+        ):
             if fd >= 0:
                 os.close(fd)
         if cgroup and not process.cgroup_join(cgroup, pid):
@@ -274,7 +281,7 @@ class Keeper:
 
     def give_order(self, order: Record) -> None:
         """Our own decision to end the agent: written down first, so that an adopter goes on with it."""
-        order: Record = {"rungs": [["INT", 0.0], ["TERM", 5.0], ["KILL", 15.0]], "at": process.boottime(), **order}
+        order = {"rungs": LADDER, "at": process.boottime(), **order}
         try:
             jobdir.write(self.path, "kill.json", order)
         except OSError as error:

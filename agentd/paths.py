@@ -23,9 +23,13 @@ def socket_path(state: str) -> str:
     """Where a daemon puts its socket; clients read it from daemon.json instead."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and os.path.isdir(runtime) and os.access(runtime, os.W_OK):
-        mark = hashlib.sha256(os.path.realpath(state).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-        return os.path.join(runtime, f"agentd-{mark}", "agentd.sock")
+        return os.path.join(runtime, f"agentd-{state_mark(state)}", "agentd.sock")
     return os.path.join(state, "agentd.sock")
+
+
+def state_mark(state: str) -> str:
+    """A short name for a state folder, unique on this machine."""
+    return hashlib.sha256(os.path.realpath(state).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def attempt_dir(state: str, job: int, attempt: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from agentd.core.errors import AgentdError, Fault, NotNow, Refused, Usage
+from agentd.core.errors import AgentdError
 
 VERSION = 1
 MAX_MESSAGE = 1 << 20
@@ -63,6 +63,8 @@ class Delegate(Params, frozen=True):
     log_max: int | None = None
     leave: tuple[str, ...] = ()
     input: bool = False
+    key: str = ""
+    """A random mark of this request: repeated with the same one, it makes no second job."""
     secrets: tuple[str, ...] = ()
     """Names of further variables whose values are never written."""
 
@@ -288,11 +290,3 @@ def malformed(error: Malformed) -> bytes:
 
 def notification(method: str, params: Any) -> bytes:
     return msgspec.json.encode({"jsonrpc": "2.0", "method": method, "params": params}) + b"\n"
-
-
-def raised(error: dict[str, Any]) -> AgentdError:
-    """The exception that an answer's ``error`` stands for."""
-    data = error.get("data") or {}
-    kinds: dict[int, type[AgentdError]] = {1: Refused, 2: Usage, 75: NotNow}
-    kind = kinds.get(data.get("exit", 125), Fault)
-    return kind(str(error.get("message")), str(data.get("code", "fault")), data.get("exit"))

@@ -251,16 +251,15 @@ class Store:
         with self.db:
             self.db.execute("BEGIN IMMEDIATE")
             for change, _ in works:
-                job, entries = change.job, []
+                job = change.job
+                about = (job.id, job.attempt, job.owner) if job is not None else (0, 0, "")
                 if job is not None:
                     self.db.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?)", (job.id, encode(job)))
-                    for notice in change.notices:
-                        self.seq += 1
-                        data = encode(notice.data)
-                        entries.append(
-                            Entry(self.seq, change.at, notice.type, job.id, job.attempt, job.owner, data)
-                        )
-                    self.db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", entries)
+                entries: list[Entry] = []
+                for notice in change.notices:
+                    self.seq += 1
+                    entries.append(Entry(self.seq, change.at, notice.type, *about, encode(notice.data)))
+                self.db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", entries)
                 if change.subscriber is not None:
                     self.db.execute("INSERT OR REPLACE INTO subscribers VALUES (?, ?, ?, ?)", change.subscriber)
                 if change.drop_subscriber is not None:

@@ -216,6 +216,18 @@ class Zygote:
             self.look_after(path)
         return {}, {}
 
+    def do_daemon(self, _: Message, __: dict[str, int]) -> tuple[Message, dict[str, int]]:
+        """Start a daemon: asked by a client inside a job, whose own children would end with the job."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setsid()
+                close_all_but({0, 1, 2})
+                os.execv(sys.executable, [sys.executable, "-P", "-m", "agentd.daemon", self.state_dir])
+            finally:
+                os._exit(125)
+        return {"daemon": pid}, {}
+
     def do_retire(self, _: Message, __: dict[str, int]) -> tuple[Message, dict[str, int]]:
         """A zygote of another version takes over the socket and the launching."""
         if self.listener is not None:

@@ -11,9 +11,7 @@ from agentd.git.worktree import Plan
 
 def run(cwd: str | Path, *args: str, env: dict[str, str] | None = None) -> str:
     """The user's own git, with nothing of ours switched off."""
-    done = subprocess.run(
-        ["git", *args], cwd=cwd, env={**os.environ, **(env or {})}, text=True, capture_output=True
-    )
+    done = subprocess.run(["git", *args], cwd=cwd, env={**os.environ, **(env or {})}, text=True, capture_output=True)
     assert done.returncode == 0, f"git {args}: {done.stderr}"
     return done.stdout.strip()
 

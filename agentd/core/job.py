@@ -176,6 +176,8 @@ class Job(Fact, frozen=True):
     secrets: tuple[str, ...] = ()
     """Names of environment variables whose values travel in memory only."""
     has_input: bool = False
+    key: str = ""
+    """The asker's own mark of the request: asked again after a lost answer, it is the same job."""
     result: dict[str, object] | None = None
     shelf: Shelf = Kept()
 
@@ -239,11 +241,10 @@ def outcome(exit: dict[str, object], end: dict[str, object]) -> Ended:
     return _ended(SUCCEEDED if code == 0 else FAILED, code, signal, None, common)
 
 
-def _ended(
-    name: str, code: int | None, signal: int | None, reason: str | None, common: dict[str, object]
-) -> Ended:
+def _ended(name: str, code: int | None, signal: int | None, reason: str | None, common: dict[str, object]) -> Ended:
     return msgspec.convert(
-        {"outcome": name, "exit_code": code, "signal": signal, "reason": reason, "kind": "Ended"} | common, Ended
+        {"outcome": name, "exit_code": code, "signal": signal, "reason": reason, "kind": "Ended"} | common,
+        Ended,
     )
 
 

@@ -100,7 +100,9 @@ def prepare_or_start(job: Job, event: on.Admitted) -> Step:
     if isinstance(job.place, Worktree) and job.place.admin is None:
         state: State = Preparing(event.at)
         return Step(
-            replace(job, state=state), (Notice("job.preparing", {"phase": "worktree"}),), (do.PrepareWorktree(),)
+            replace(job, state=state),
+            (Notice("job.preparing", {"phase": "worktree"}),),
+            (do.PrepareWorktree(),),
         )
     return Step(replace(job, state=Starting(event.at)), (Notice("job.starting", {}),), (do.LaunchAttempt(),))
 
@@ -131,7 +133,9 @@ def start_in_worktree(job: Job, event: on.WorktreeMade) -> Step:
         "missing": list(event.missing),
     }
     return Step(
-        replace(job, place=place, state=Starting(event.at)), (Notice("worktree.made", data),), (do.LaunchAttempt(),)
+        replace(job, place=place, state=Starting(event.at)),
+        (Notice("worktree.made", data),),
+        (do.LaunchAttempt(),),
     )
 
 
@@ -196,7 +200,9 @@ def complete(job: Job, at: float, started: float | None, pid: int | None, how: E
         "left": [{"pid": p.pid, "command": p.command} for p in how.left],
     }
     return Step(
-        replace(job, state=Done(at, started, pid, how)), (Notice("job.completed", data),), (do.SettleResult(),)
+        replace(job, state=Done(at, started, pid, how)),
+        (Notice("job.completed", data),),
+        (do.SettleResult(),),
     )
 
 

@@ -1,0 +1,287 @@
+"""Start-up and shutdown: exactly one daemon by lock, what was left by the last one, then serve."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from typing import Any
+
+import filelock
+
+from agentd import __version__, config, jobdir, paths, process
+from agentd.core import events as on
+from agentd.core.effects import Effect
+from agentd.core.errors import EXIT_NO, AgentdError, Refused
+from agentd.core.job import Job, Preparing, Queued, Running, Starting, Stopped, Stopping, Trashed
+from agentd.core.machine import Notice, owed
+from agentd.daemon import rebuild
+from agentd.daemon.engine import Engine
+from agentd.daemon.feed import Feed
+from agentd.daemon.methods import Methods
+from agentd.daemon.perform import Performer
+from agentd.daemon.server import Server
+from agentd.daemon.views import iso
+from agentd.daemon.zygotes import Zygotes
+from agentd.store import Change
+
+REMOTE = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afs", "ceph")
+HOUSEKEEPING_S = 86400.0
+
+
+def main() -> int:
+    """``agentd.daemon [STATE_DIR [READY_FD]]``: serve until told to stop; "ready" is written to READY_FD."""
+    state_dir = os.path.abspath(sys.argv[1]) if len(sys.argv) > 1 else paths.state_dir()
+    try:
+        return run(state_dir, int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    except AgentdError as error:
+        say(f"{error.message}")
+        return error.exit
+
+
+def run(state_dir: str, ready_fd: int | None) -> int:
+    os.umask(0o077)
+    os.chdir("/")
+    make_private(state_dir)
+    refuse_remote(state_dir)
+    settings = config.load(paths.config_file())
+    lock = filelock.FileLock(f"{state_dir}/daemon.lock", fallback_to_soft=False, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        ask_for_socket(state_dir)
+        return EXIT_NO
+    except OSError as error:
+        raise Refused(f"cannot lock {state_dir}/daemon.lock: {error.strerror}", "state_not_writable") from None
+    process.set_name("agentd-daemon")
+    raise_descriptor_limit()
+    try:
+        asyncio.run(Daemon(state_dir, settings, ready_fd).run())
+    finally:
+        lock.release()
+    return 0
+
+
+class Daemon:
+    def __init__(self, state_dir: str, settings: config.Config, ready_fd: int | None) -> None:
+        self.state_dir = state_dir
+        self.ready_fd = ready_fd
+        self.settings = settings
+        self.socket_path = paths.socket_path(state_dir)
+        self.stopping = asyncio.Event()
+        self.started_at = time.time()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(on_exception)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopping.set)
+        path = f"{self.state_dir}/agentd.db"
+        why = rebuild.is_needed(self.state_dir, path)
+        if why is not None:
+            say(f"{why}; rebuilding it from the jobs' files and the backup")
+            say(f"epoch {rebuild.rebuild(self.state_dir, path)} begins")
+        self.feed = Feed()
+        self.performer = Performer(self.state_dir, self.settings)
+        self.engine = Engine(
+            path, self.settings.limits.running, self.feed.publish, self.performer.perform, self.on_trouble
+        )
+        self.feed.engine = self.performer.engine = self.engine
+        self.feed.load(self.engine.load(), self.engine.store.seq)
+        self.zygotes = Zygotes(self.state_dir, self.on_notice, self.on_new_zygote)
+        self.performer.zygotes = self.zygotes
+        methods = Methods(
+            self.state_dir,
+            self.settings,
+            self.engine,
+            self.performer,
+            self.feed,
+            self.stopping.set,
+            self.facts(),
+        )
+        self.server = Server(methods.handle, self.feed)
+        self.performer.listen_for = self.listen_for
+        self.performer.stop_listening_for = self.stop_listening_for
+        # The socket first, the look at the files after: what a keeper writes in between is seen, or nudged.
+        self.listen()
+        loop.add_signal_handler(signal.SIGUSR1, self.listen_again)
+        try:
+            self.performer.held = set(await self.zygotes.start())
+            await self.recover()
+            self.engine.reschedule()
+            self.say_ready()
+            self.engine.spawn(self.housekeep())
+            await self.stopping.wait()
+        finally:
+            await self.shut_down()
+
+    def facts(self) -> dict[str, Any]:
+        return {"started_at": iso(self.started_at), "socket": self.socket_path}
+
+    # --- the socket -----------------------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        folder = os.path.dirname(self.socket_path)
+        if folder != self.state_dir:
+            make_private(folder)
+        self.server.listen(self.socket_path)
+        record = {"pid": os.getpid(), "version": __version__, "socket": self.socket_path, **self.facts()}
+        record["identity"] = process.identity(os.getpid())
+        jobdir.write(self.state_dir, "daemon.json", record)
+
+    def listen_again(self) -> None:
+        """SIGUSR1, from a client that found no socket: a cleaner removed it."""
+        with contextlib.suppress(OSError, AgentdError):
+            self.listen()
+
+    def listen_for(self, job: Job) -> None:
+        path = f"{self.performer.attempt_dir(job)}/agent.sock"
+        if path not in self.server.listeners:
+            self.server.listen(path, job.id)
+
+    def stop_listening_for(self, path: str) -> None:
+        self.server.stop_listening(f"{path}/agent.sock")
+        jobdir.remove_quietly(f"{path}/agent.sock")
+
+    def say_ready(self) -> None:
+        if self.ready_fd is not None:
+            with contextlib.suppress(OSError):
+                os.write(self.ready_fd, b"ready\n")
+            os.close(self.ready_fd)
+
+    # --- what the last daemon left --------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        self.remove_unanswered()
+        for job in list(self.engine.jobs.values()):
+            if isinstance(job.state, Starting | Running | Stopped | Stopping):
+                await self.performer.look(job.id)
+        for job in list(self.engine.jobs.values()):
+            if isinstance(job.state, Queued | Preparing) and not self.performer.has_secrets(job):
+                await self.engine.apply(job.id, on.SecretsLost(time.time(), job.secrets))
+                continue
+            effects = owed(job)
+            self.engine.carry_out(job, effects)
+            if isinstance(job.state, Running | Stopped | Stopping) and not effects:
+                self.engine.spawn(self.performer.watch(job))
+
+    def remove_unanswered(self) -> None:
+        """Folders of jobs whose id was never answered: their daemon died before the commit."""
+        for id in rebuild.numbers_in(f"{self.state_dir}/jobs"):
+            if id not in self.engine.jobs:
+                shutil.rmtree(f"{self.state_dir}/jobs/{id}", ignore_errors=True)
+
+    def on_notice(self, message: dict[str, Any]) -> None:
+        """From the zygote: a keeper was forked for an attempt, or is done with it."""
+        head, id, attempt = message["path"].rsplit("/", 2)
+        job = self.engine.jobs.get(int(id)) if head == f"{self.state_dir}/jobs" else None
+        if job is not None and job.attempt == int(attempt):
+            self.engine.spawn(self.performer.look(job.id))
+
+    def on_new_zygote(self) -> None:
+        for job in self.engine.live.values():
+            if isinstance(job.state, Running | Stopped | Stopping):
+                self.engine.spawn(self.performer.watch(job))
+            elif job.id in self.performer.secrets:
+                self.engine.spawn(self.performer.share_secrets(job))
+
+    def on_trouble(self, job: Job, effect: Effect, error: BaseException) -> None:
+        """An effect failed in a way nobody foresaw: it is told, and stays owed for the next start."""
+        say(f"job {job.id}: {type(effect).__name__} failed: {type(error).__name__}: {error}")
+        data: dict[str, object] = {
+            "effect": type(effect).__name__,
+            "error": f"{type(error).__name__}: {error}",
+        }
+        self.engine.spawn(self.engine.note(job.id, "agentd.trouble", data))
+
+    # --- the rest -------------------------------------------------------------------------------------------
+
+    async def housekeep(self) -> None:
+        """Once a day: the trash's retention, readers that nobody is."""
+        while True:
+            await self.feed.retire_unused()
+            limit = time.time() - self.settings.trash.days * 86400
+            for job in list(self.engine.jobs.values()):
+                if isinstance(job.shelf, Trashed) and job.shelf.since < limit and job.shelf.entry:
+                    await self.performer.in_thread(self.performer.empty_trash, job)
+                    emptied = (Notice("job.forgotten", {}),)
+                    await self.engine.commit(Change(time.time(), forget(job), emptied, must=True))
+            await asyncio.sleep(HOUSEKEEPING_S)
+
+    async def shut_down(self) -> None:
+        jobdir.remove_quietly(f"{self.state_dir}/daemon.json")
+        jobdir.remove_quietly(self.socket_path)
+        await self.server.close()
+        await self.engine.close()
+        self.zygotes.close()
+        for task in self.engine.tasks:
+            task.cancel()
+
+
+def forget(job: Job) -> Job:
+    from msgspec.structs import replace
+
+    assert isinstance(job.shelf, Trashed)
+    return replace(job, shelf=Trashed(job.shelf.since, {}))
+
+
+def make_private(path: str) -> None:
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+        fault = paths.private_folder_fault(path)
+    except OSError as error:
+        raise Refused(f"cannot make {path}: {error.strerror}", "state_not_writable") from None
+    if fault is not None:
+        raise Refused(f"cannot start: {fault}", "unsafe_folder")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise Refused(f"cannot start: {path} is not writable for you; run: chmod 700 {path}", "state_not_writable")
+
+
+def refuse_remote(path: str) -> None:
+    """Locks and sqlite need a local file system."""
+    with open("/proc/self/mountinfo") as file:
+        mounts = [line.split() for line in file]
+    real = os.path.realpath(path)
+    holding = [m for m in mounts if m[4] == "/" or real == m[4] or real.startswith(m[4] + "/")]
+    kind = max(holding, key=lambda m: len(m[4]))
+    name = kind[kind.index("-") + 1]
+    if name in REMOTE:
+        raise Refused(
+            f"cannot keep state in {path}: it is on {name}, where locks cannot be trusted; set AGENTD_STATE_DIR to a local folder",
+            "remote_state",
+        )
+
+
+def ask_for_socket(state_dir: str) -> None:
+    """Another daemon holds the lock. If its socket is gone, have it make a new one."""
+    record = jobdir.read(state_dir, "daemon.json")
+    if record is None or os.path.exists(record["socket"]):
+        return
+    pidfd = process.open_verified(record["identity"])
+    if pidfd is not None:
+        process.send(pidfd, signal.SIGUSR1)
+        os.close(pidfd)
+
+
+def raise_descriptor_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def on_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A background failure is never dropped: it stands in daemon.log."""
+    import traceback
+
+    error = context.get("exception")
+    say(str(context.get("message")))
+    if error is not None:
+        traceback.print_exception(error, file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """A line for daemon.log."""
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} agentd[{os.getpid()}]: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,664 @@
+"""What each method of the protocol does: a request in, a result out, an AgentdError when the answer is no."""
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import os
+import secrets as random
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import msgspec
+
+from agentd import __version__, agents, config, jobdir, paths, protocol
+from agentd.core import events as on
+from agentd.core import machine, names, schedule
+from agentd.core.errors import AgentdError, NotNow, Refused, Usage
+from agentd.core.job import Done, InPlace, Job, Kept, Place, Queued, Trashed, Waiting, Worktree, state_name
+from agentd.core.machine import Notice
+from agentd.daemon import perform
+from agentd.daemon.engine import Engine
+from agentd.daemon.feed import Feed
+from agentd.daemon.perform import Performer
+from agentd.daemon.server import Connection
+from agentd.daemon.views import event_view, iso, job_view
+from agentd.git import repository, snapshot
+from agentd.git.plan import Plan
+from agentd.protocol import Request
+from agentd.store import Entry
+
+SECRET_MARKS = ("KEY", "TOKEN", "SECRET", "PASSW", "CREDENTIAL")
+ENDING_SIGNALS = ("HUP", "INT", "QUIT", "TERM", "KILL", "ABRT")
+DIRT_PATIENCE_S = 0.015
+SETTLE_PATIENCE_S = 60.0
+
+
+class Methods:
+    def __init__(
+        self,
+        state_dir: str,
+        settings: config.Config,
+        engine: Engine,
+        performer: Performer,
+        feed: Feed,
+        stop: Callable[[], None],
+        facts: dict[str, Any],
+    ) -> None:
+        self.state_dir = state_dir
+        self.settings = settings
+        self.engine = engine
+        self.performer = performer
+        self.feed = feed
+        self.stop = stop
+        self.facts = facts
+        self.next_id = max(engine.jobs, default=0) + 1
+        self.names_in_use: set[str] = set()
+        """Names of jobs that are being made."""
+
+    async def handle(self, connection: Connection, request: Request) -> Any:
+        method = protocol.METHODS[request.method]
+        if connection.job is not None and not method.is_narrow:
+            raise Refused(f"{request.method} is not allowed for jobs", "not_for_jobs")
+        answer = getattr(self, "do_" + request.method.replace(".", "_"))
+        return await cast(Callable[..., Awaitable[Any]], answer)(connection, request.params)
+
+    # --- seeing ---------------------------------------------------------------------------------------------
+
+    async def do_hello(self, _: Connection, __: protocol.Hello) -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "protocol": protocol.VERSION,
+            "pid": os.getpid(),
+            "state_dir": self.state_dir,
+            "epoch": self.engine.store.epoch,
+        }
+
+    async def do_jobs_list(self, connection: Connection, ask: protocol.ListJobs) -> dict[str, Any]:
+        pool = self.engine.jobs if ask.all else self.engine.live
+        found = [
+            job
+            for job in self.visible(connection, pool)
+            if isinstance(job.shelf, Kept) and (ask.owner is None or job.owner == ask.owner)
+        ]
+        return {"jobs": [job_view(job) for job in sorted(found, key=lambda job: job.id)]}
+
+    def visible(self, connection: Connection, pool: dict[int, Job]) -> list[Job]:
+        """All jobs; through a job's own socket itself and what descends from it."""
+        if connection.job is None:
+            return list(pool.values())
+        return [job for job in pool.values() if self.is_of_family(job, connection.job)]
+
+    def is_of_family(self, job: Job | None, ancestor: int) -> bool:
+        while job is not None:
+            if job.id == ancestor:
+                return True
+            job = self.engine.jobs.get(job.parent) if job.parent is not None else None
+        return False
+
+    def find(self, connection: Connection, ref: names.Ref, owner: str, exact: bool = False) -> Job:
+        job = names.find(ref, self.engine.jobs, self.owner_of(connection, owner), exact)
+        if connection.job is not None and not self.is_of_family(job, connection.job):
+            raise Refused(f"job {job.id} is none of this job's", "not_for_jobs")
+        return job
+
+    def owner_of(self, connection: Connection, owner: str) -> str:
+        """A job delegates in its own name."""
+        return owner if connection.job is None else f"job:{connection.job}"
+
+    async def do_jobs_resolve(self, connection: Connection, ask: protocol.Resolve) -> dict[str, Any]:
+        return {"ids": [self.find(connection, ref, ask.owner, ask.exact).id for ref in ask.jobs]}
+
+    async def do_jobs_get(self, connection: Connection, ask: protocol.GetJob) -> dict[str, Any]:
+        job = self.find(connection, ask.job, ask.owner)
+        home = f"{self.state_dir}/jobs/{job.id}"
+        if isinstance(job.shelf, Trashed):
+            home = f"{job.shelf.entry['folder']}/job"
+        attempts = []
+        for number in range(1, job.attempt + 1):
+            path = f"{home}/{number}"
+            records = {name: jobdir.read(path, f"{name}.json") for name in perform.RECORDS}
+            logs = {stream: jobdir.size(path, stream) for stream in jobdir.STREAMS}
+            attempts.append({"attempt": number, "path": path, "log": logs, **records})
+        spec = jobdir.read(f"{home}/{job.attempt}", "spec.json") or {}
+        spec["env"] = sorted(spec.get("env", {}))
+        spec.pop("job_doc", None)
+        mine = await asyncio.wrap_future(
+            self.engine.store.ask(
+                lambda db: db.execute(
+                    "SELECT seq, at, type, job, attempt, owner, data FROM events WHERE job = ? ORDER BY seq DESC LIMIT 100",
+                    (job.id,),
+                ).fetchall()
+            )
+        )
+        return {
+            "job": job_view(job),
+            "spec": spec,
+            "attempts": attempts,
+            "worktree": jobdir.read(home, "worktree.json"),
+            "excluded": jobdir.read(home, "excluded.json"),
+            "events": [event_view(Entry(*row)) for row in reversed(mine)],
+        }
+
+    # --- delegating -----------------------------------------------------------------------------------------
+
+    async def do_jobs_delegate(self, connection: Connection, ask: protocol.Delegate) -> dict[str, Any]:
+        if ask.key:
+            known = next((job for job in self.engine.jobs.values() if job.key == ask.key), None)
+            if known is not None:
+                return {"job": job_view(known), "excluded": None}
+        parent = self.engine.jobs.get(connection.job) if connection.job is not None else None
+        kind = agents.kind(ask.agent)
+        argv = kind.argv(ask.task, ask.argv)
+        check_words(argv, ask)
+        depth = schedule.depth_below(parent)
+        queued = sum(isinstance(job.state, Queued | Waiting) for job in self.engine.live.values())
+        schedule.refuse_when_full(queued, self.settings.limits.queued)
+        if self.engine.store.trouble is not None:
+            raise NotNow(
+                f"cannot delegate: changes cannot be saved now ({self.engine.store.trouble});"
+                " free some disk space and try again",
+                "disk_full",
+            )
+        name = self.reserve_name(ask, argv)
+        try:
+            return await self.delegate(connection, ask, argv, name, parent, depth)
+        finally:
+            self.names_in_use.discard(name)
+
+    def reserve_name(self, ask: protocol.Delegate, argv: tuple[str, ...]) -> str:
+        listed = {job.name: job for job in self.engine.jobs.values() if isinstance(job.shelf, Kept)}
+        if ask.name is None:
+            label = ask.task or os.path.basename(argv[0])
+            name = names.name_for(label, [*listed, *self.names_in_use])
+        else:
+            name = ask.name
+            names.check_name(name)
+            if name in listed:
+                holder = listed[name]
+                raise Refused(
+                    f'the name "{name}" is taken by job {holder.id} ({state_name(holder.state)});'
+                    f" choose another, or: agentd rm {holder.id}",
+                    "name_taken",
+                )
+            if name in self.names_in_use:
+                raise Refused(f'the name "{name}" is being taken by another job; choose another', "name_taken")
+        self.names_in_use.add(name)
+        return name
+
+    async def delegate(
+        self,
+        connection: Connection,
+        ask: protocol.Delegate,
+        argv: tuple[str, ...],
+        name: str,
+        parent: Job | None,
+        depth: int,
+    ) -> dict[str, Any]:
+        settled, dirt = None, None
+        if not ask.in_place:
+            dirt = asyncio.ensure_future(self.performer.in_thread(look_for_dirt, ask.cwd, ask.with_changes))
+            settled = await self.performer.in_thread(repository.settle, ask.cwd, ask.base)
+        elif not os.path.isdir(ask.cwd):
+            raise Refused(f"cannot run in {names.escaped(ask.cwd)}: there is no such folder", "no_folder")
+        id, self.next_id = self.next_id, self.next_id + 1
+        place: Place = InPlace(ask.cwd)
+        cwd, command = ask.cwd, argv
+        if settled is not None:
+            base = settled.base
+            if ask.with_changes:
+                limit = config.parse_size(self.settings.worktree.max_snapshot)
+                taken = await self.performer.in_thread(snapshot.snapshot_calling_tree, settled.repo, id, limit)
+                base = taken or base
+            path = paths.worktree_dir(self.state_dir, settled.repo.common, id, name)
+            branch = f"{self.settings.worktree.branch_prefix}/{id}/{name}"
+            plan = Plan(settled.repo, id, branch, path, base, f"agentd job {id}")
+            top = settled.repo.top or settled.repo.common
+            cwd = os.path.join(path, settled.subdir).rstrip("/")
+            place = Worktree(ask.cwd, top, path, branch, base, plan=msgspec.to_builtins(plan))
+            setup = self.settings.worktree.setup or config.repository_setup(settled.repo.top)
+            command = with_setup(setup, argv) if setup else argv
+        environment, hidden = self.split_environment(ask)
+        owner = self.owner_of(connection, ask.owner)
+        job = Job(
+            id=id,
+            name=name,
+            agent=ask.agent,
+            task=ask.task,
+            argv=argv,
+            owner=owner,
+            number=names.next_number(self.engine.live.values(), owner),
+            created=time.time(),
+            place=place,
+            state=Queued(time.time()),
+            parent=parent.id if parent else None,
+            depth=depth,
+            secrets=tuple(sorted(hidden)),
+            has_input=ask.input,
+            key=ask.key,
+        )
+        spec = self.spec(job, ask, list(command), cwd, environment)
+        await self.save_spec(job, spec)
+        if hidden:
+            self.performer.secrets[id] = hidden
+            await self.performer.share_secrets(job)
+        if ask.owner and ask.owner not in self.feed.subscribers and is_reader_name(ask.owner):
+            await self.feed.subscriber(ask.owner)
+        created: dict[str, object] = {"name": name, "task": ask.task, "argv": list(argv), "agent": ask.agent}
+        await self.engine.add(job, [Notice("job.created", created), Notice("job.queued", {})])
+        view = job_view(self.engine.jobs[id])
+        excluded = await ready_in_time(dirt) if dirt is not None else None
+        return {"job": view, "excluded": excluded}
+
+    def split_environment(self, ask: protocol.Delegate) -> tuple[dict[str, str], dict[str, str]]:
+        """What may be written down, and what travels in memory only."""
+        given = agents.kind(ask.agent).environment(ask.environment)
+        listed = {*self.settings.secrets.names, *ask.secrets}
+        hidden = {n: v for n, v in given.items() if n in listed or any(m in n.upper() for m in SECRET_MARKS)}
+        return {name: value for name, value in given.items() if name not in hidden}, hidden
+
+    def spec(
+        self, job: Job, ask: protocol.Delegate, argv: list[str], cwd: str, environment: dict[str, str]
+    ) -> dict[str, Any]:
+        log_max = config.parse_size(self.settings.log.max) if ask.log_max is None else ask.log_max
+        return {
+            "format": 1,
+            "argv": argv,
+            "cwd": cwd,
+            "umask": ask.umask,
+            "limits": {name: list(pair) for name, pair in ask.limits.items()},
+            "stdin": ask.input,
+            "timeout": ask.timeout,
+            "idle_timeout": ask.idle_timeout,
+            "memory": ask.memory,
+            "processes": ask.processes,
+            "log_max": log_max,
+            "leave": list(ask.leave),
+            "state_dir": self.state_dir,
+            **self.identity(job, environment),
+        }
+
+    def identity(self, job: Job, environment: dict[str, str]) -> dict[str, Any]:
+        """The part of a spec that is an attempt's own."""
+        nonce = random.token_hex(16)
+        path = self.performer.attempt_dir(job)
+        mine = {
+            "AGENTD_JOB": str(job.id),
+            "AGENTD_ATTEMPT": str(job.attempt),
+            "AGENTD_NONCE": nonce,
+            "AGENTD_SOCKET": f"{path}/agent.sock",
+            "AGENTD_BASE": job.place.base if isinstance(job.place, Worktree) else "",
+        }
+        cgroup = self.performer.cgroup
+        return {
+            "job": job.id,
+            "attempt": job.attempt,
+            "nonce": nonce,
+            "env": environment | mine,
+            "secrets": list(job.secrets),
+            "cgroup": f"{cgroup}/{job.id}-{job.attempt}" if cgroup else None,
+            "job_doc": msgspec.to_builtins(job),
+        }
+
+    async def save_spec(self, job: Job, spec: dict[str, Any]) -> None:
+        """Durable, with the folders it lies in, before the id is answered."""
+        path = self.performer.attempt_dir(job)
+        try:
+            await asyncio.to_thread(write_spec, path, spec)
+        except OSError as error:
+            if jobdir.is_full(error):
+                raise NotNow(f"cannot save job {job.id}: {error.strerror}; free some disk space", "disk_full") from None
+            raise Refused(f"cannot save job {job.id} in {path}: {error.strerror}", "state_not_writable") from None
+
+    # --- waiting --------------------------------------------------------------------------------------------
+
+    async def do_jobs_wait(self, connection: Connection, ask: protocol.Wait) -> dict[str, Any]:
+        if ask.all:
+            ids = [job.id for job in self.visible(connection, self.engine.live) if not is_own(connection, job)]
+        else:
+            ids = [self.find(connection, ref, ask.owner).id for ref in ask.jobs]
+        if ask.until not in machine.TABLE:
+            raise Usage(
+                f'--for: no state "{names.escaped(ask.until)}"; there are {", ".join(machine.TABLE)}',
+                "bad_state",
+            )
+        is_timely = await self.wait_until(lambda: self.has_come(ids, ask), ids, ask.timeout)
+        jobs = [self.engine.jobs[id] for id in ids]
+        if ask.any and is_timely:
+            jobs = [job for job in jobs if has_reached(job, ask.until)][:1]
+        return {"timed_out": not is_timely, "jobs": [job_view(job) for job in jobs]}
+
+    def has_come(self, ids: list[int], ask: protocol.Wait) -> bool:
+        reached = [has_reached(self.engine.jobs[id], ask.until) for id in ids]
+        return (any(reached) or not reached) if ask.any else all(reached)
+
+    async def wait_until(self, is_so: Callable[[], bool], ids: list[int], timeout: float | None) -> bool:
+        """Subscribe, then look: False when the time is over first."""
+        changed = asyncio.Event()
+        for id in ids:
+            self.feed.waiters[id].add(changed)
+        try:
+            async with asyncio.timeout(timeout):
+                while not is_so():
+                    await changed.wait()
+                    changed.clear()
+            return True
+        except TimeoutError:
+            return False
+        finally:
+            for id in ids:
+                self.feed.waiters[id].discard(changed)
+                if not self.feed.waiters[id]:
+                    del self.feed.waiters[id]
+
+    async def settled(self, job: Job) -> None:
+        """Wait for the work that follows a completion."""
+
+        def is_settled() -> bool:
+            state = self.engine.jobs[job.id].state
+            return not isinstance(state, Done) or state.is_settled
+
+        await self.wait_until(is_settled, [job.id], SETTLE_PATIENCE_S)
+
+    # --- acting on a job ------------------------------------------------------------------------------------
+
+    async def do_jobs_kill(self, connection: Connection, ask: protocol.Kill) -> dict[str, Any]:
+        jobs = [self.find(connection, ref, ask.owner, exact=True) for ref in ask.jobs]
+        name = signal_name(ask.signal) if ask.signal is not None else None
+        for job in jobs:
+            if name is not None and name not in ENDING_SIGNALS:
+                await self.signal(job, name)
+            else:
+                await self.engine.apply(job.id, on.KillAsked(time.time(), "user", ladder(name, ask.grace)), must=False)
+        return {"jobs": [job_view(self.engine.jobs[job.id]) for job in jobs]}
+
+    async def signal(self, job: Job, name: str) -> None:
+        if job.pid is None or job.is_done:
+            raise Refused(f"cannot signal job {job.id}: it is {state_name(job.state)}", "not_running")
+        path = self.performer.attempt_dir(job)
+        answer = await asyncio.to_thread(perform.ask_keeper, path, {"signal": name})
+        if answer is None:
+            raise NotNow(f"cannot signal job {job.id} now: its keeper does not answer; try again", "keeper_busy")
+        if not answer.get("ok"):
+            raise Refused(f"cannot signal job {job.id}: it has just ended", "already_ended")
+
+    async def do_jobs_send(self, connection: Connection, ask: protocol.Send) -> dict[str, Any]:
+        job = self.find(connection, ask.job, ask.owner)
+        if not job.has_input:
+            raise Refused(f"job {job.id} takes no input: it was not started with -i", "no_input")
+        if job.is_done:
+            raise Refused(f"job {job.id} has already ended", "already_ended")
+        path = self.performer.attempt_dir(job)
+        if os.path.exists(f"{path}/stdin.eof"):
+            raise Refused(f"the input of job {job.id} has been closed", "input_closed")
+        try:
+            data = base64.b64decode(ask.data, validate=True) if ask.binary else ask.data.encode()
+        except (binascii.Error, UnicodeEncodeError):
+            raise Usage("data is not base64", "bad_data") from None
+        async with self.engine.locks[job.id]:
+            try:
+                await asyncio.to_thread(append_input, path, data, ask.eof)
+            except OSError as error:
+                raise NotNow(f"cannot queue input for job {job.id}: {error.strerror}", "disk_full") from None
+        perform.tell_keeper(path, {"input": True})
+        return {"queued": len(data), "eof": ask.eof}
+
+    async def do_jobs_restart(self, connection: Connection, ask: protocol.Restart) -> dict[str, Any]:
+        job = self.find(connection, ask.job, ask.owner)
+        if isinstance(job.state, Waiting):
+            return await self.give_secrets(job, ask.environment)
+        await self.settled(job)
+        job = self.engine.jobs[job.id]
+        given = {name: ask.environment[name] for name in job.secrets if name in ask.environment}
+        missing = tuple(name for name in job.secrets if name not in given)
+        event = on.RestartAsked(time.time(), "user", missing)
+        after = machine.step(job, event).job
+        old = jobdir.read(self.performer.attempt_dir(job), "spec.json")
+        if old is None:
+            raise Refused(f"cannot restart job {job.id}: its files are gone", "files_gone")
+        environment = {n: v for n, v in old["env"].items() if not n.startswith("AGENTD_")}
+        await self.save_spec(after, old | self.identity(after, environment))
+        if given and not missing:
+            self.performer.secrets[job.id] = given
+            await self.performer.share_secrets(after)
+        done = await self.engine.apply(job.id, event, must=False)
+        return {"job": job_view(done)}
+
+    async def give_secrets(self, job: Job, environment: dict[str, str]) -> dict[str, Any]:
+        missing = [name for name in job.secrets if name not in environment]
+        if missing:
+            raise Refused(
+                f"job {job.id} needs {', '.join(missing)}; set it in the environment and repeat: agentd restart {job.id}",
+                "needs_secret",
+            )
+        self.performer.secrets[job.id] = {name: environment[name] for name in job.secrets}
+        await self.performer.share_secrets(job)
+        return {"job": job_view(await self.engine.apply(job.id, on.SecretsGiven(time.time())))}
+
+    async def do_jobs_remove(self, connection: Connection, ask: protocol.Remove) -> dict[str, Any]:
+        job = self.find(connection, ask.job, ask.owner, exact=True)
+        await self.settled(job)
+        await self.engine.apply(job.id, on.RemoveAsked(time.time(), "user"), must=False)
+        await self.wait_until(
+            lambda: isinstance(self.engine.jobs[job.id].shelf, Kept | Trashed), [job.id], SETTLE_PATIENCE_S
+        )
+        job = self.engine.jobs[job.id]
+        if isinstance(job.shelf, Kept):
+            raise Refused(f"cannot remove job {job.id}: {await self.why_not_removed(job)}", "not_removed")
+        return {"job": job_view(job)}
+
+    async def why_not_removed(self, job: Job) -> str:
+        row = await asyncio.wrap_future(
+            self.engine.store.ask(
+                lambda db: db.execute(
+                    "SELECT data FROM events WHERE job = ? AND type = 'job.remove_failed' ORDER BY seq DESC LIMIT 1",
+                    (job.id,),
+                ).fetchone()
+            )
+        )
+        return str(msgspec.json.decode(row[0])["error"]) if row else "it takes too long"
+
+    async def do_jobs_undo(self, connection: Connection, ask: protocol.Undo) -> dict[str, Any]:
+        shelved = [job for job in self.engine.jobs.values() if isinstance(job.shelf, Trashed)]
+        if ask.job is None:
+            return {"trash": [job_view(job) for job in shelved]}
+        job = self.find(connection, ask.job, ask.owner)
+        machine.step(job, on.RestoreAsked(time.time(), "user"))
+        listed = {other.name: other for other in self.engine.jobs.values() if isinstance(other.shelf, Kept)}
+        if job.name in listed:
+            raise Refused(
+                f'cannot put job {job.id} back: the name "{job.name}" is taken by job {listed[job.name].id}; remove that first',
+                "name_taken",
+            )
+        assert isinstance(job.shelf, Trashed)
+        await self.performer.restore(job, job.shelf.entry)
+        done = await self.engine.apply(job.id, on.RestoreAsked(time.time(), "user"))
+        return {"job": job_view(done)}
+
+    # --- events ---------------------------------------------------------------------------------------------
+
+    async def do_events_subscribe(self, connection: Connection, ask: protocol.Subscribe) -> dict[str, Any]:
+        if ask.name is not None:
+            if not is_reader_name(ask.name):
+                raise Usage(
+                    f'no reader may be called "{names.escaped(ask.name)}": 1-100 printable characters',
+                    "bad_name",
+                )
+            reader = await self.feed.subscriber(ask.name, since=ask.since)
+            cursor = reader.acked
+        else:
+            cursor = self.feed.newest if ask.since is None else ask.since
+        newest = self.feed.newest
+        if ask.follow:
+            task = asyncio.ensure_future(self.start_feeding(connection, ask.mine, cursor))
+            connection.tasks.add(task)
+            task.add_done_callback(connection.tasks.discard)
+            return {"cursor": cursor, "newest": newest}
+        while cursor < newest:
+            page = await asyncio.wrap_future(self.engine.store.events(cursor, 500, ask.mine))
+            for entry in page:
+                if entry.seq > newest or not connection.send(protocol.notification("event", event_view(entry))):
+                    break
+            await connection.drained()
+            if not page or page[-1].seq >= newest:
+                break
+            cursor = page[-1].seq
+        return {"cursor": cursor, "newest": newest}
+
+    async def start_feeding(self, connection: Connection, owner: str, cursor: int) -> None:
+        await asyncio.sleep(0)  # the answer goes out before the first event
+        await connection.subscribe(owner, cursor)
+
+    async def do_events_ack(self, _: Connection, ask: protocol.Ack) -> dict[str, Any]:
+        reader = await self.feed.ack(ask.name, ask.seq)
+        return {"name": reader.name, "acked": reader.acked}
+
+    # --- the daemon -----------------------------------------------------------------------------------------
+
+    async def do_daemon_status(self, _: Connection, __: protocol.Nothing) -> dict[str, Any]:
+        counts = dict.fromkeys(machine.TABLE, 0)
+        for job in self.engine.jobs.values():
+            if isinstance(job.shelf, Kept):
+                counts[state_name(job.state)] += 1
+        return {
+            **self.facts,
+            "version": __version__,
+            "pid": os.getpid(),
+            "state_dir": self.state_dir,
+            "jobs": counts,
+            "zygote": self.performer.zygotes.pid,
+            "epoch": self.engine.store.epoch,
+            "newest_seq": self.feed.newest,
+            "trouble": self.engine.store.trouble,
+            "subscribers": [
+                {"name": one.name, "acked": one.acked, "used_at": iso(one.used)}
+                for one in self.feed.subscribers.values()
+            ],
+        }
+
+    async def do_daemon_doctor(self, _: Connection, __: protocol.Nothing) -> dict[str, Any]:
+        return {"cgroup": self.performer.cgroup, "trouble": self.engine.store.trouble}
+
+    async def do_daemon_stop(self, _: Connection, ask: protocol.StopDaemon) -> dict[str, Any]:
+        if ask.kill_jobs:
+            ids = list(self.engine.live)
+            for id in ids:
+                with contextlib.suppress(AgentdError):
+                    await self.engine.apply(id, on.KillAsked(time.time(), "daemon stop", ladder(None, None)))
+            await self.wait_until(lambda: all(self.engine.jobs[id].is_done for id in ids), ids, 60.0)
+        asyncio.get_running_loop().call_soon(self.stop)
+        return {"jobs": len(self.engine.live)}
+
+    async def do_nudge(self, _: Connection, ask: protocol.Nudge) -> None:
+        job = self.engine.jobs.get(ask.job)
+        if job is None or job.attempt != ask.attempt:
+            return
+        path = self.performer.attempt_dir(job)
+        if ask.what in ("log_blocked", "log_unblocked"):
+            await self.engine.note(job.id, f"job.{ask.what}", {})
+        elif ask.what == "unkillable":
+            await self.engine.note(job.id, "job.unkillable", {"processes": list(ask.processes)})
+        elif ask.what == "input_closed":
+            self.performer.release(path, "stdin", "stdin_file")
+            await self.performer.zygotes.ask("release", path=path, names=["stdin", "stdin_file"])
+        await self.performer.look(ask.job)
+
+
+# --- small things -------------------------------------------------------------------------------------------
+
+
+def check_words(argv: tuple[str, ...], ask: protocol.Delegate) -> None:
+    if any("\0" in word for word in argv):
+        raise Usage("the command holds a NUL character, which no program can be given", "bad_command")
+    if not os.path.isabs(ask.cwd) or "\0" in ask.cwd:
+        raise Usage("cwd must be an absolute path", "bad_cwd")
+    if any("\0" in text for pair in ask.environment.items() for text in pair):
+        raise Usage("the environment holds a NUL character", "bad_environment")
+    for limit in (ask.timeout, ask.idle_timeout):
+        if limit is not None and not 0 < limit < 1e9:
+            raise Usage("a time limit must be more than 0 seconds", "bad_time")
+
+
+def is_reader_name(name: str) -> bool:
+    return 0 < len(name) <= 100 and name.isprintable()
+
+
+def has_reached(job: Job, state: str) -> bool:
+    return state_name(job.state) == state or job.is_done
+
+
+def is_own(connection: Connection, job: Job) -> bool:
+    return connection.job == job.id
+
+
+def signal_name(text: str) -> str:
+    """``TERM`` of ``TERM``, ``sigterm`` or ``15``."""
+    word = text.upper().removeprefix("SIG")
+    try:
+        number = signal.Signals(int(word)) if word.isdigit() else signal.Signals[f"SIG{word}"]
+    except (ValueError, KeyError):
+        raise Usage(f'there is no signal "{names.escaped(text)}"', "bad_signal") from None
+    return number.name.removeprefix("SIG")
+
+
+def ladder(first: str | None, grace: float | None) -> tuple[tuple[str, float], ...]:
+    """INT, 5 s, TERM, 10 s, KILL; ``grace`` is the time from the first signal to KILL."""
+    if first == "KILL":
+        return (("KILL", 0.0),)
+    if first is not None:
+        return ((first, 0.0), ("KILL", 10.0 if grace is None else grace))
+    if grace is None:
+        return (("INT", 0.0), ("TERM", 5.0), ("KILL", 15.0))
+    return (("INT", 0.0), ("TERM", grace / 3), ("KILL", grace))
+
+
+def with_setup(setup: str, argv: tuple[str, ...]) -> tuple[str, ...]:
+    """Run the set-up command first, in the attempt itself: its output is in the log, its limits are the job's."""
+    script = (
+        f"{setup}\n"
+        "agentd_status=$?\n"
+        'if [ "$agentd_status" -ne 0 ]; then\n'
+        '  echo "agentd: the set-up command failed with code $agentd_status" >&2; exit "$agentd_status"\n'
+        'fi\nexec "$@"'
+    )
+    return ("/bin/sh", "-c", script, "agentd-setup", *argv)
+
+
+def write_spec(path: str, spec: dict[str, Any]) -> None:
+    os.makedirs(path, 0o700, exist_ok=True)
+    jobdir.write(path, "spec.json", spec)
+    jobdir.sync_folder(os.path.dirname(path))
+    jobdir.sync_folder(os.path.dirname(os.path.dirname(path)))
+
+
+def append_input(path: str, data: bytes, eof: bool) -> None:
+    fd = os.open(f"{path}/stdin", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        jobdir.write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    if eof:
+        jobdir.write(path, "stdin.eof", {})
+
+
+def look_for_dirt(cwd: str, with_changes: bool) -> dict[str, object] | None:
+    """What of the user's tree the job will not have; None if nothing, or if it cannot be told."""
+    if with_changes:
+        return None
+    with contextlib.suppress(Exception):
+        found = snapshot.dirt(repository.settle(cwd, None).repo)
+        if found.modified or found.untracked:
+            return {
+                "modified": found.modified,
+                "untracked": found.untracked,
+                "examples": list(found.examples),
+            }
+    return None
+
+
+async def ready_in_time(work: "asyncio.Future[dict[str, object] | None]") -> dict[str, object] | None:
+    done, _ = await asyncio.wait([work], timeout=DIRT_PATIENCE_S)
+    return work.result() if done else None

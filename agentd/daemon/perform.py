@@ -1,0 +1,410 @@
+"""Carrying out effects: the daemon's hands. Each order may come twice, and must then do no harm.
+
+What is done for one job is done in order (the engine sees to it). Git runs in worker threads; all else is quick.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from agentd import jobdir, paths, process
+from agentd.config import Config
+from agentd.core import effects as do
+from agentd.core import events as on
+from agentd.core import recovery
+from agentd.core.errors import AgentdError
+from agentd.core.job import Done, Job, Preparing, Trashed, Worktree
+from agentd.daemon.engine import Engine
+from agentd.daemon.zygotes import Zygotes
+from agentd.git import fill, fingerprint, snapshot, trash, unchanged, worktree
+from agentd.git.plan import Plan, plan_from
+from agentd.git.run import GitFailed
+
+T = TypeVar("T")
+GIT_THREADS = 4
+RECORDS = ("agent", "kill", "exit", "end")
+
+
+class Performer:
+    def __init__(self, state_dir: str, config: Config) -> None:
+        self.state_dir = state_dir
+        self.config = config
+        self.engine: Engine
+        self.zygotes: Zygotes
+        self.listen_for: Callable[[Job], None]
+        """Open a job's own narrow socket."""
+        self.stop_listening_for: Callable[[str], None]
+        self.threads = ThreadPoolExecutor(GIT_THREADS, thread_name_prefix="git")
+        self.secrets: dict[int, dict[str, str]] = {}
+        """Values of jobs that have not started: in memory only."""
+        self.escrow: dict[str, dict[str, int]] = {}
+        """Descriptors whose loss would lose something, by attempt: the zygote has copies."""
+        self.held: set[str] = set()
+        """Attempts for which the zygote of a daemon before us holds secrets."""
+        self.cgroup = self._make_cgroup()
+
+    async def perform(self, job: Job, effect: do.Effect) -> None:
+        match effect:
+            case do.PrepareWorktree():
+                await self.prepare(job)
+            case do.LaunchAttempt():
+                await self.launch(job)
+            case do.EndAttempt(rungs):
+                self.end(job, rungs)
+            case do.AbandonWorktree():
+                await self.abandon(job)
+            case do.SettleResult():
+                await self.settle(job)
+            case do.MoveToTrash():
+                await self.move_to_trash(job)
+            case do.RestoreFromTrash(entry):
+                await self.restore(job, entry)
+            case do.Reschedule():
+                self.engine.reschedule()
+
+    async def in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, call, *arguments)
+
+    def attempt_dir(self, job: Job) -> str:
+        return paths.attempt_dir(self.state_dir, job.id, job.attempt)
+
+    def _make_cgroup(self) -> str | None:
+        home = process.cgroup_home()
+        if home is None:
+            return None
+        path = f"{home}/agentd-{paths.state_mark(self.state_dir)}"
+        try:
+            os.makedirs(path, exist_ok=True)
+        except OSError:
+            return None
+        return path
+
+    # --- the worktree ---------------------------------------------------------------------------------------
+
+    async def prepare(self, job: Job) -> None:
+        """Add, check out, fill; each a visible phase. Half-made things of a crash are completed or taken back."""
+        if not isinstance(job.place, Worktree) or not isinstance(job.state, Preparing):
+            return
+        plan = plan_of(job)
+        try:
+            made = await self._prepare(job, plan)
+        except (AgentdError, GitFailed, OSError) as error:
+            with contextlib.suppress(AgentdError, GitFailed, OSError):
+                await self.in_thread(worktree.rollback, plan)
+            await self.engine.apply(job.id, on.StartFailed(time.time(), sentence_of(error)))
+            return
+        if made is not None:
+            await self.engine.apply(job.id, made)
+
+    async def _prepare(self, job: Job, plan: Plan) -> on.WorktreeMade | None:
+        fault = await self.in_thread(before_worktree, job_dir(self.state_dir, job), plan)
+        if fault:
+            await self.engine.note(job.id, "worktree.excludes", fault)
+        admin = await self.in_thread(worktree.recover, plan)
+        if admin is None:
+            await self.in_thread(worktree.preflight, plan)
+            admin = await self.in_thread(worktree.add, plan)
+            if not await self._begin(job, "checkout"):
+                return None
+            await self.in_thread(worktree.checkout, plan, admin)
+        if not await self._begin(job, "fill"):
+            return None
+        filled = await self.in_thread(fill.fill, plan, admin, plan.repo.top)
+        record = {"admin": admin, **dataclasses.asdict(filled)}
+        await self.in_thread(jobdir.write, job_dir(self.state_dir, job), "worktree.json", record)
+        return on.WorktreeMade(time.time(), admin, tuple(filled.copied), tuple(filled.linked), tuple(filled.missing))
+
+    async def _begin(self, job: Job, phase: str) -> bool:
+        """Say which phase begins; False if the job was ended meanwhile."""
+        now = await self.engine.apply(job.id, on.PhaseBegun(time.time(), phase))
+        return isinstance(now.state, Preparing)
+
+    async def abandon(self, job: Job) -> None:
+        if isinstance(job.place, Worktree):
+            await self.in_thread(worktree.rollback, plan_of(job))
+
+    # --- the attempt ----------------------------------------------------------------------------------------
+
+    async def launch(self, job: Job) -> None:
+        """Have a keeper forked. It finds out by itself whether there is anything left to launch."""
+        path = self.attempt_dir(job)
+        if os.path.exists(f"{path}/agent.json") or os.path.exists(f"{path}/end.json"):
+            return await self.watch(job)
+        fds: dict[str, int] = {}
+        try:
+            spec = jobdir.read(path, "spec.json") or {}
+            if not self.has_secrets(job):
+                await self.engine.apply(job.id, on.SecretsLost(time.time(), job.secrets))
+                return
+            if job.id in self.secrets:
+                fds["secrets"] = memory_file(self.secrets[job.id])
+            jobdir.preallocate(path)
+            self.listen_for(job)
+            answer, got = await self.zygotes.ask("launch", fds, path=path, stdin=bool(spec.get("stdin")))
+        except OSError as error:
+            await self.engine.apply(job.id, on.StartFailed(time.time(), sentence_of(error)))
+            return
+        finally:
+            for fd in fds.values():
+                os.close(fd)
+        self.hold(path, got)
+        if "error" in answer:
+            await self.engine.apply(job.id, on.StartFailed(time.time(), f"cannot start a keeper: {answer['error']}"))
+
+    def has_secrets(self, job: Job) -> bool:
+        return not job.secrets or job.id in self.secrets or self.attempt_dir(job) in self.held
+
+    async def share_secrets(self, job: Job) -> None:
+        """The zygote holds them too: a job that has not started outlives the daemon."""
+        fd = memory_file(self.secrets[job.id])
+        try:
+            await self.zygotes.ask("hold", {"secrets": fd}, path=self.attempt_dir(job))
+        finally:
+            os.close(fd)
+
+    async def watch(self, job: Job) -> None:
+        """Have an attempt that was launched looked after, by a zygote that may not be its keeper's parent."""
+        path = self.attempt_dir(job)
+        if not os.path.isdir(path):
+            return
+        self.listen_for(job)
+        held = dict(self.escrow.get(path, {}))
+        if job.id in self.secrets:
+            held["secrets"] = memory_file(self.secrets[job.id])
+        await self.zygotes.ask("watch", held, path=path)
+        if "secrets" in held:
+            os.close(held["secrets"])
+        if path not in self.escrow:
+            _, got = await self.zygotes.ask("escrow", path=path)
+            self.hold(path, got)
+        self.hold_leader(path)
+
+    def hold(self, path: str, fds: dict[str, int]) -> None:
+        mine = self.escrow.setdefault(path, {})
+        for name, fd in fds.items():
+            if name in mine or name in ("secrets", "stdin_read"):
+                os.close(fd)
+            else:
+                mine[name] = fd
+
+    def hold_leader(self, path: str) -> None:
+        """Keep a pidfd of the agent: if keeper and zygote both die, its exit status is read through it."""
+        agent = jobdir.read(path, "agent.json")
+        mine = self.escrow.get(path)
+        if agent is None or mine is None or "leader" in mine:
+            return
+        pidfd = process.open_verified(agent["agent"])
+        if pidfd is not None:
+            mine["leader"] = pidfd
+
+    def release(self, path: str, *names: str) -> None:
+        mine = self.escrow.get(path, {})
+        for name in names or list(mine):
+            if name in mine:
+                os.close(mine.pop(name))
+        if not mine:
+            self.escrow.pop(path, None)
+
+    def end(self, job: Job, rungs: tuple[tuple[str, float], ...]) -> None:
+        """The kill order: in a file first, for whoever keeps the attempt, then to the keeper that listens."""
+        path = self.attempt_dir(job)
+        if jobdir.read(path, "end.json") is not None:
+            return
+        ladder = [[name, offset] for name, offset in rungs]
+        given = jobdir.read(path, "kill.json")
+        if given is None or given.get("rungs") != ladder:
+            order = {"reason": "killed", "rungs": ladder, "at": process.boottime()}
+            jobdir.write(path, "kill.json", order)
+        tell_keeper(path, {"order": True})
+
+    # --- looking at an attempt's files ----------------------------------------------------------------------
+
+    async def look(self, id: int) -> None:
+        """Bring a job to what its attempt's files say."""
+        job = self.engine.live.get(id)
+        if job is None:
+            return
+        path = self.attempt_dir(job)
+        records = {name: jobdir.read(path, f"{name}.json") for name in RECORDS}
+        seen = recovery.Seen(**records, noexec=os.path.exists(f"{path}/noexec.json"))
+        for event in recovery.true_events(job, seen, time.time()):
+            await self.engine.apply(id, event)
+        if seen.end is not None:
+            self.release(path)
+            self.stop_listening_for(path)
+            self.secrets.pop(id, None)
+        elif seen.agent is not None:
+            self.hold_leader(path)
+            if not seen.noexec:
+                self.secrets.pop(id, None)
+
+    # --- after the completion -------------------------------------------------------------------------------
+
+    async def settle(self, job: Job) -> None:
+        """Snapshot and diffstat, a worktree that ended equal to its base removed, changes to the repository told."""
+        if not isinstance(job.state, Done) or job.state.is_settled:
+            return
+        path = self.attempt_dir(job)
+        if jobdir.read(path, "end.json") is None:
+            # Ended before it was launched: the files must say so too, or a rebuild would start it.
+            with contextlib.suppress(OSError):
+                record = {"format": 1, "at": job.state.ended, "reason": "killed", "order": None}
+                jobdir.write(path, "exit.json", unstarted_record(job.state))
+                jobdir.write(
+                    path,
+                    "end.json",
+                    record if job.state.how.outcome == "killed" else record | {"reason": None},
+                )
+        result: dict[str, object] = {"outcome": job.state.how.outcome}
+        is_gone = False
+        if isinstance(job.place, Worktree) and job.place.admin is not None and not job.place.is_gone:
+            try:
+                found, is_gone = await self.in_thread(settle_worktree, job_dir(self.state_dir, job), plan_of(job), job)
+                result |= found
+            except (AgentdError, GitFailed, OSError) as error:
+                result["error"] = sentence_of(error)
+        await self.engine.apply(job.id, on.ResultSettled(time.time(), result, is_gone))
+
+    # --- the trash ------------------------------------------------------------------------------------------
+
+    async def move_to_trash(self, job: Job) -> None:
+        place = f"{self.state_dir}/trash/{job.id}"
+        try:
+            entry = await self.in_thread(self._into_trash, job, place)
+        except (AgentdError, GitFailed, OSError) as error:
+            await self.engine.apply(job.id, on.RemoveFailed(time.time(), sentence_of(error)))
+            return
+        await self.engine.apply(job.id, on.RemovedToTrash(time.time(), entry))
+
+    def _into_trash(self, job: Job, place: str) -> dict[str, object]:
+        os.makedirs(place, exist_ok=True)
+        entry: dict[str, object] = {"folder": place, "worktree": None}
+        if isinstance(job.place, Worktree) and job.place.admin is not None and not job.place.is_gone:
+            record = jobdir.read(job_dir(self.state_dir, job), "worktree.json") or {}
+            manifest = record.get("manifest") or {}
+            moved = trash.to_trash(plan_of(job), job.place.admin, place, manifest)
+            entry["worktree"] = moved.entry
+        jobdir.write(place, "entry.json", entry | {"at": time.time()})
+        home = job_dir(self.state_dir, job)
+        if os.path.isdir(home):
+            os.rename(home, f"{place}/job")
+        return entry
+
+    async def restore(self, job: Job, entry: dict[str, object]) -> None:
+        await self.in_thread(self._out_of_trash, job, entry)
+
+    def _out_of_trash(self, job: Job, entry: dict[str, object]) -> None:
+        moved = entry.get("worktree")
+        if isinstance(moved, dict) and os.path.isdir(str(entry["folder"])):
+            trash.restore(moved)
+        home = job_dir(self.state_dir, job)
+        if os.path.isdir(f"{entry['folder']}/job"):
+            os.rename(f"{entry['folder']}/job", home)
+        shutil.rmtree(str(entry["folder"]), ignore_errors=True)
+
+    def empty_trash(self, job: Job) -> None:
+        """For good: called only when the retention is over."""
+        assert isinstance(job.shelf, Trashed)
+        moved = job.shelf.entry.get("worktree")
+        if isinstance(moved, dict):
+            trash.forget(moved)
+        shutil.rmtree(str(job.shelf.entry["folder"]), ignore_errors=True)
+
+
+# --- in worker threads --------------------------------------------------------------------------------------
+
+
+def before_worktree(folder: str, plan: Plan) -> dict[str, object] | None:
+    """Note how the repository stood before the job, and what of the user's tree the job will not have."""
+    if jobdir.read(folder, "repository.json") is None:
+        jobdir.write(folder, "repository.json", {"before": fingerprint.fingerprint(plan.repo.common)})
+    excluded = jobdir.read(folder, "excluded.json")
+    if excluded is not None or plan.repo.top is None:
+        return None
+    dirt = snapshot.dirt(plan.repo)
+    found: dict[str, object] = {
+        "modified": dirt.modified,
+        "untracked": dirt.untracked,
+        "examples": list(dirt.examples),
+    }
+    jobdir.write(folder, "excluded.json", found)
+    return found if dirt.modified or dirt.untracked else None
+
+
+def settle_worktree(folder: str, plan: Plan, job: Job) -> tuple[dict[str, object], bool]:
+    """``(result, is the worktree gone)``."""
+    assert isinstance(job.place, Worktree) and job.place.admin is not None
+    found: dict[str, object] = {}
+    before = (jobdir.read(folder, "repository.json") or {}).get("before")
+    if before is not None:
+        told = fingerprint.changes(before, fingerprint.fingerprint(plan.repo.common), plan.branch)
+        if told:
+            found["repository_changed"] = told[:50]
+    if not os.path.isdir(plan.path):
+        return found | {"missing": f"the worktree {plan.path} is gone"}, False
+    record = jobdir.read(folder, "worktree.json") or {}
+    if unchanged.is_unchanged(plan, job.place.admin, record.get("manifest") or {}):
+        unchanged.remove_unchanged(plan, job.place.admin, record.get("manifest") or {})
+        return found | {"changed": False}, True
+    work = snapshot.snapshot_job(plan, job.place.admin)
+    found |= {"changed": work is not None, "snapshot": work}
+    if work is not None:
+        found["diffstat"] = snapshot.diffstat(plan.repo, plan.base, work)
+    return found, False
+
+
+def plan_of(job: Job) -> Plan:
+    assert isinstance(job.place, Worktree)
+    return plan_from(job.place.plan)
+
+
+def job_dir(state_dir: str, job: Job) -> str:
+    return f"{state_dir}/jobs/{job.id}"
+
+
+def unstarted_record(state: Done) -> dict[str, object]:
+    return {
+        "format": 1,
+        "code": None,
+        "signal": None,
+        "reason": "unstarted",
+        "errno": 0,
+        "folder": True,
+        "error": state.how.reason,
+        "at": state.ended,
+    }
+
+
+def memory_file(values: dict[str, str]) -> int:
+    """A file that exists in memory only: secrets on their way to the keeper."""
+    fd = os.memfd_create("agentd-secrets", os.MFD_CLOEXEC)
+    jobdir.write_all(fd, json.dumps(values).encode())
+    return fd
+
+
+def tell_keeper(path: str, order: dict[str, object]) -> None:
+    """Say something to a keeper and wait for nothing; if nobody listens, its successor reads the files."""
+    with contextlib.suppress(OSError), jobdir.connect(f"{path}/keeper.sock", blocking=False) as link:
+        link.send(json.dumps(order).encode() + b"\n")
+
+
+def ask_keeper(path: str, order: dict[str, object], patience: float = 2.0) -> dict[str, Any] | None:
+    """Say something to a keeper; its answer, or None if there is none. Blocks: for worker threads."""
+    try:
+        with jobdir.connect(f"{path}/keeper.sock", blocking=False) as link:
+            link.settimeout(patience)
+            link.sendall(json.dumps(order).encode() + b"\n")
+            return dict(json.loads(link.recv(4096)))
+    except (OSError, ValueError):
+        return None
+
+
+def sentence_of(error: Exception) -> str:
+    return error.message if isinstance(error, AgentdError) else str(error)

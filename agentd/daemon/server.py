@@ -1,0 +1,227 @@
+"""The socket: connections, limits, and who may ask for what. What a method does is in :mod:`agentd.daemon.methods`."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from agentd import jobdir, protocol
+from agentd.core.errors import AgentdError, Fault
+from agentd.daemon.feed import Feed, Reader
+from agentd.protocol import Malformed, Request
+
+Handler = Callable[["Connection", Request], Awaitable[Any]]
+
+
+class Server:
+    """All connections of the daemon. ``handle(connection, request)`` answers one request."""
+
+    def __init__(self, handle: Handler, feed: Feed) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.handle = handle
+        self.feed = feed
+        self.connections: set[Connection] = set()
+        self.listeners: dict[str, socket.socket] = {}
+
+    def listen(self, path: str, job: int | None = None) -> None:
+        """Serve at ``path``; ``job``: the narrow socket of a job. An earlier listener there is replaced."""
+        self.stop_listening(path)
+        listener = jobdir.listen(path, backlog=1024)
+        listener.setblocking(False)
+        self.listeners[path] = listener
+        self.loop.add_reader(listener.fileno(), self._accept, path, listener, job)
+
+    def stop_listening(self, path: str) -> None:
+        listener = self.listeners.pop(path, None)
+        if listener is not None:
+            self.loop.remove_reader(listener.fileno())
+            listener.close()
+
+    def _accept(self, path: str, listener: socket.socket, job: int | None) -> None:
+        for _ in range(64):
+            try:
+                link, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                # Out of descriptors: no busy loop, the backlog waits.
+                self.loop.remove_reader(listener.fileno())
+                self.loop.call_later(0.2, self._accept_again, path, listener, job)
+                return
+            if jobdir.peer_uid(link) != os.getuid():
+                link.close()
+                continue
+            self._make_room()
+            link.setblocking(False)
+            connection = Connection(self, job)
+            self.connections.add(connection)
+            task = self.loop.create_task(self._connect(connection, link))
+            connection.tasks.add(task)
+            task.add_done_callback(connection.tasks.discard)
+
+    def _accept_again(self, path: str, listener: socket.socket, job: int | None) -> None:
+        if self.listeners.get(path) is listener:
+            self.loop.add_reader(listener.fileno(), self._accept, path, listener, job)
+
+    async def _connect(self, connection: "Connection", link: socket.socket) -> None:
+        try:
+            await self.loop.connect_accepted_socket(lambda: connection, link)
+        except OSError:
+            self.connections.discard(connection)
+
+    def _make_room(self) -> None:
+        """At the limit, who has said nothing goes first; then who has nothing in flight."""
+        if len(self.connections) < protocol.MAX_CONNECTIONS:
+            return
+        for is_expendable in (Connection.is_silent, Connection.is_idle):
+            victim = next(filter(is_expendable, self.connections), None)
+            if victim is not None:
+                return victim.give_up()
+
+    async def close(self) -> None:
+        for path in list(self.listeners):
+            self.stop_listening(path)
+        for connection in list(self.connections):
+            connection.hang_up()
+
+
+class Connection(asyncio.Protocol):
+    def __init__(self, server: Server, job: int | None) -> None:
+        self.server = server
+        self.job = job
+        self.buffer = bytearray()
+        self.transport: asyncio.Transport | None = None
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.readers: set[Reader] = set()
+        self.in_flight = 0
+        self.has_spoken = False
+        self.can_write = asyncio.Event()
+        self.can_write.set()
+        self.patience = server.loop.call_later(protocol.FIRST_BYTE_S, self._on_silence)
+
+    # --- asyncio's side -------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if not self.has_spoken:
+            self.has_spoken = True
+            self.patience.cancel()
+        self.buffer += data
+        self._take_lines()
+
+    def pause_writing(self) -> None:
+        self.can_write.clear()
+
+    def resume_writing(self) -> None:
+        self.can_write.set()
+
+    def eof_received(self) -> bool:
+        return True  # answers still go out to a client that has finished asking (nc -N)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.patience.cancel()
+        self.server.connections.discard(self)
+        for reader in self.readers:
+            self.server.feed.forget(reader)
+        for task in self.tasks:
+            task.cancel()
+        self.can_write.set()
+
+    # --- ours -----------------------------------------------------------------------------------------------
+
+    def is_silent(self) -> bool:
+        return not self.has_spoken
+
+    def is_idle(self) -> bool:
+        return self.in_flight == 0 and not self.readers
+
+    def _on_silence(self) -> None:
+        if not self.has_spoken:
+            self.give_up()
+
+    def give_up(self) -> None:
+        self.server.connections.discard(self)
+        if self.transport is not None:
+            self.transport.abort()
+
+    def hang_up(self) -> None:
+        if self.transport is not None:
+            self.transport.close()
+
+    def _take_lines(self) -> None:
+        while self.in_flight < protocol.MAX_IN_FLIGHT:
+            line, newline, rest = self.buffer.partition(b"\n")
+            if not newline:
+                if len(self.buffer) > protocol.MAX_MESSAGE:
+                    self._refuse_oversize()
+                break
+            if len(line) > protocol.MAX_MESSAGE:
+                return self._refuse_oversize()
+            self.buffer = rest
+            if line.strip():
+                self._take(bytes(line))
+        if self.transport is not None and not self.transport.is_closing():
+            if self.in_flight >= protocol.MAX_IN_FLIGHT:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    def _refuse_oversize(self) -> None:
+        self.buffer.clear()
+        self.send(
+            protocol.malformed(Malformed(protocol.INVALID_REQUEST, f"message larger than {protocol.MAX_MESSAGE} bytes"))
+        )
+        self.hang_up()
+
+    def _take(self, line: bytes) -> None:
+        try:
+            request = protocol.decode(line)
+        except Malformed as error:
+            self.send(protocol.malformed(error))
+            return
+        self.in_flight += 1
+        task = self.server.loop.create_task(self._answer(request))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _answer(self, request: Request) -> None:
+        try:
+            answer = protocol.answer(request.id, await self.server.handle(self, request))
+        except AgentdError as error:
+            answer = protocol.refusal(request.id, error)
+        except Exception as error:
+            context = {"message": f"{request.method} failed", "exception": error}
+            self.server.loop.call_exception_handler(context)
+            answer = protocol.refusal(request.id, Fault(f"agentd failed: {type(error).__name__}: {error}"))
+        finally:
+            self.in_flight -= 1
+        if request.id is not None:
+            self.send(answer)
+        self._take_lines()
+
+    def send(self, line: bytes) -> bool:
+        """Queue a line; False (and the connection is cut) when its reader is too far behind."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return False
+        if transport.get_write_buffer_size() + len(line) > protocol.MAX_BACKLOG:
+            transport.write(protocol.notification("lagged", {"backlog": protocol.MAX_BACKLOG}))
+            self.give_up()
+            return False
+        transport.write(line)
+        return True
+
+    async def subscribe(self, owner: str, cursor: int) -> None:
+        """Send all events after ``cursor``, and those to come, to this connection."""
+        reader = Reader(self.send, owner, cursor)
+        self.readers.add(reader)
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.server.feed.read(reader, self.drained)
+
+    async def drained(self) -> None:
+        await self.can_write.wait()

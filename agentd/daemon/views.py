@@ -1,0 +1,77 @@
+"""What clients are shown of a job: pure."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from agentd.core.job import Done, Job, Preparing, Trashed, Waiting, Worktree, state_name, wait_code
+from agentd.store import Entry
+
+
+def iso(at: float | None) -> str | None:
+    """ISO 8601, UTC, milliseconds; None stays None."""
+    if at is None:
+        return None
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def job_view(job: Job) -> dict[str, Any]:
+    """A row of ``ps --json``."""
+    state, place = job.state, job.place
+    how = state.how if isinstance(state, Done) else None
+    tree = place if isinstance(place, Worktree) else None
+    return {
+        "id": job.id,
+        "name": job.name,
+        "state": state_name(state),
+        "outcome": how.outcome if how else None,
+        "agent": job.agent,
+        "task": job.task,
+        "argv": list(job.argv),
+        "cwd": place.cwd,
+        "repo": tree.repo if tree else None,
+        "worktree": tree.path if tree and not tree.is_gone else None,
+        "branch": tree.branch if tree and not tree.is_gone else None,
+        "base": tree.base if tree else None,
+        "owner": job.owner,
+        "number": job.number,
+        "parent": job.parent,
+        "depth": job.depth,
+        "attempt": job.attempt,
+        "pid": job.pid,
+        "exit_code": how.exit_code if how else None,
+        "signal": how.signal if how else None,
+        "reason": how.reason if how else None,
+        "wait_code": wait_code(how) if how else None,
+        "waiting": waiting_for(job),
+        "swept": [{"pid": p.pid, "command": p.command} for p in how.swept] if how else [],
+        "left": [{"pid": p.pid, "command": p.command} for p in how.left] if how else [],
+        "result": job.result,
+        "removed": isinstance(job.shelf, Trashed),
+        "created_at": iso(job.created),
+        "started_at": iso(job.started),
+        "ended_at": iso(state.ended) if isinstance(state, Done) else None,
+    }
+
+
+def waiting_for(job: Job) -> str | None:
+    """What it waits for, or the phase of its preparation."""
+    match job.state:
+        case Waiting(needs=needs):
+            return "needs " + ", ".join(needs)
+        case Preparing(phase=phase):
+            return phase
+    return None
+
+
+def event_view(entry: Entry) -> dict[str, Any]:
+    """A line of ``events --json``."""
+    return {
+        "seq": entry.seq,
+        "at": iso(entry.at),
+        "type": entry.type,
+        "job": entry.job or None,
+        "attempt": entry.attempt or None,
+        "data": msgspec.json.decode(entry.data),
+    }

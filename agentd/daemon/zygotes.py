@@ -1,0 +1,201 @@
+"""The daemon's line to its zygote: started, taken over from a dead daemon, replaced when it dies."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from agentd import __version__, jobdir
+
+MESSAGE_BYTES = 65536
+MAX_FDS = 8
+HELLO_S = 10.0
+Answer = tuple[dict[str, Any], dict[str, int]]
+
+
+class ZygoteLost(Exception):
+    """The zygote died before it answered. The same order may be given to the next one."""
+
+
+class Zygotes:
+    """``on_notice(message)``: a keeper was forked, or is done. ``on_new()``: another zygote serves now; tell it
+    what to look after."""
+
+    def __init__(
+        self,
+        state_dir: str,
+        on_notice: Callable[[dict[str, Any]], None],
+        on_new: Callable[[], None],
+    ) -> None:
+        self.state_dir = state_dir
+        self.on_notice = on_notice
+        self.on_new = on_new
+        self.link: socket.socket | None = None
+        self.pid = 0
+        self.pending: dict[int, asyncio.Future[Answer]] = {}
+        self.outgoing: list[tuple[bytes, list[int]]] = []
+        self.number = 0
+        self.ready = asyncio.Event()
+        self.is_closing = False
+        self.children: list[subprocess.Popen[bytes]] = []
+
+    async def start(self) -> list[str]:
+        """Take over the zygote of the last daemon, or start one. Returns the attempts it holds descriptors for."""
+        old = self._connect()
+        if old is not None:
+            self._use(old)
+            try:
+                answer, _ = await asyncio.wait_for(self._ask("hello"), HELLO_S)
+                if answer["version"] == __version__:
+                    self.pid = answer["pid"]
+                    self.ready.set()
+                    return list(answer["held"])
+                return await self._replace(list(answer["held"]))
+            except (ZygoteLost, TimeoutError):
+                self._drop()
+        await self._spawn()
+        return []
+
+    async def _replace(self, held: list[str]) -> list[str]:
+        """The old zygote is of another version: take what it holds, retire it, start ours."""
+        escrow = {}
+        for path in held:
+            _, escrow[path] = await self._ask("escrow", path=path)
+        await self._ask("retire")
+        self._drop()
+        await self._spawn()
+        for path, fds in escrow.items():
+            await self._ask("hold", path=path, fds=fds)
+            for fd in fds.values():
+                os.close(fd)
+        return held
+
+    async def ask(self, op: str, fds: dict[str, int] | None = None, **arguments: Any) -> Answer:
+        """Give an order to the zygote that serves, and to its successor if it dies meanwhile."""
+        while True:
+            await self.ready.wait()
+            try:
+                return await self._ask(op, fds, **arguments)
+            except ZygoteLost:
+                if self.is_closing:
+                    raise
+
+    def close(self) -> None:
+        self.is_closing = True
+        self._drop()
+
+    # --- one link -------------------------------------------------------------------------------------------
+
+    def _connect(self) -> socket.socket | None:
+        try:
+            return jobdir.connect(f"{self.state_dir}/zygote.sock", socket.SOCK_SEQPACKET, blocking=False)
+        except OSError:
+            return None
+
+    async def _spawn(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-P", "-m", "agentd.zygote", str(theirs.fileno()), self.state_dir]
+        with theirs:
+            child = subprocess.Popen(
+                command,
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+            )
+        self.children = [old for old in self.children if old.poll() is None] + [child]
+        self._use(ours)
+        answer, _ = await self._ask("hello")
+        self.pid = answer["pid"]
+        self.ready.set()
+
+    def _use(self, link: socket.socket) -> None:
+        link.setblocking(False)
+        self.link = link
+        asyncio.get_running_loop().add_reader(link.fileno(), self._on_readable)
+
+    def _drop(self) -> None:
+        self.ready.clear()
+        if self.link is not None:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self.link.fileno())
+            loop.remove_writer(self.link.fileno())
+            self.link.close()
+            self.link = None
+        self.outgoing.clear()
+        pending, self.pending = self.pending, {}
+        for future in pending.values():
+            if not future.done():
+                future.set_exception(ZygoteLost())
+
+    async def _ask(self, op: str, fds: dict[str, int] | None = None, **arguments: Any) -> Answer:
+        if self.link is None:
+            raise ZygoteLost
+        fds = fds or {}
+        self.number += 1
+        message = {"op": op, "id": self.number, "fds": list(fds), **arguments}
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.pending[self.number] = future
+        self.outgoing.append((json.dumps(message).encode(), list(fds.values())))
+        self._flush()
+        return await future
+
+    def _flush(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self.outgoing and self.link is not None:
+            data, fds = self.outgoing[0]
+            try:
+                socket.send_fds(self.link, [data], fds)
+            except BlockingIOError:
+                loop.add_writer(self.link.fileno(), self._flush)
+                return
+            except OSError:
+                return  # its end is read by _on_readable
+            self.outgoing.pop(0)
+        if self.link is not None:
+            loop.remove_writer(self.link.fileno())
+
+    def _on_readable(self) -> None:
+        assert self.link is not None
+        try:
+            data, fds, _, _ = socket.recv_fds(self.link, MESSAGE_BYTES, MAX_FDS)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            return self._on_end()
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        message = json.loads(data)
+        named = dict(zip(message.pop("fds"), fds, strict=True))
+        if "notice" in message:
+            return self.on_notice(message)
+        future = self.pending.pop(message["id"], None)
+        if future is None or future.done():
+            for fd in named.values():
+                os.close(fd)
+            return
+        future.set_result((message, named))
+
+    def _on_end(self) -> None:
+        was_serving = self.ready.is_set()
+        self._drop()
+        if was_serving and not self.is_closing:
+            self.task = asyncio.ensure_future(self._succeed())
+
+    async def _succeed(self) -> None:
+        """The zygote died: its keepers go on without it. Start another and have it look after them."""
+        pause = 0.0
+        while not self.is_closing:
+            await asyncio.sleep(pause)
+            with contextlib.suppress(ZygoteLost, OSError):
+                await self._spawn()
+                self.on_new()
+                return
+            pause = min(1.0, pause * 2 + 0.05)
