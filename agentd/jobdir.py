@@ -9,7 +9,7 @@ file                written by                holds
 spec.json           daemon                    what to run: durable before the job's id is answered
 life.lock           keeper, agent's tree      byte 0: a keeper lives; byte 1: something of the agent lives
 agent.json          keeper                    who the agent is; durable before the agent is executed
-noexec.json         the agent's fork          it was never executed, and why
+noexec-PID.json     the agent's fork          it was never executed, and why
 kill.json           daemon, keeper            the order to end it: durable before the first signal
 exit.json           keeper, zygote            how the leader ended
 end.json            keeper                    the tree is gone, the log is whole: the attempt is over
@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 Record = dict[str, Any]
 STREAMS = ("out", "err")
-PREALLOCATED = {"noexec.json": 2048, "exit.json": 2048, "end.json": 65536}
+PREALLOCATED = {"noexec": 2048, "exit": 2048, "end": 65536}
 INDEX_RECORD = struct.Struct("<QQB7x")  # wall clock in ns, logical end offset, stream
 
 
@@ -76,24 +76,31 @@ def preallocate(path: str) -> None:
 
 def write_final(path: str, name: str, record: Record) -> None:
     """Write one of the preallocated records, once: the first truth stands. Works on a full disk.
+    The part of ``name`` before a dot or hyphen says which room it takes.
 
     The room keeps its size until the data is safe (shrinking could free the very block), and spaces fill it.
     """
     if os.path.exists(f"{path}/{name}"):
         return sync_folder(path)  # whoever wrote it may have died before this
-    room = f"{path}/.{name}.room"
+    kind = name.replace("-", ".").partition(".")[0]
+    room = f"{path}/.{kind}.room"
     data = json.dumps(record, ensure_ascii=True).encode() + b"\n"
     try:
         fd = os.open(room, os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return write(path, name, record)
     try:
-        write_all(fd, data.ljust(PREALLOCATED[name]))
+        write_all(fd, data.ljust(PREALLOCATED[kind]))
         os.fsync(fd)
     finally:
         os.close(fd)
     os.rename(room, f"{path}/{name}")
     sync_folder(path)
+
+
+def noexec(path: str, agent: Record) -> Record | None:
+    """The note of this very agent's fork that it was never executed; an earlier fork's note is another's."""
+    return read(path, f"noexec-{agent['agent']['pid']}.json")
 
 
 def write_all(fd: int, data: bytes) -> None:

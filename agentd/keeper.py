@@ -8,7 +8,7 @@ What makes that safe:
 
 * **One at a time.** Byte 0 of life.lock is taken before anything else; who does not get it goes away (HELD).
 * **No execution without a record.** The agent's fork waits at the go-pipe until agent.json is durable. If the
-  keeper dies first, the pipe ends, the fork notes in noexec.json that it never ran, and the adopter starts
+  keeper dies first, the pipe ends, the fork notes in noexec-PID.json that it never ran, and the adopter starts
   it then. So an attempt is executed once.
 * **The status is written before it is reaped.** While exit.json is absent, the zombie still has it.
 * **splice moves a pipe buffer whole or not at all,** so bytes are in the FIFO or in the log, never in us.
@@ -156,7 +156,7 @@ class Keeper:
         go_read, go_write = os.pipe2(os.O_CLOEXEC)
         exec_read, exec_write = os.pipe2(os.O_CLOEXEC)
         tree_life = os.open(f"{self.path}/life.lock", os.O_RDWR | os.O_CLOEXEC)
-        process.take_byte(tree_life, 1)
+        process.wait_for_byte(tree_life, 1)  # an earlier fork that was never executed may be on its way out
         pid = os.fork()
         if pid == 0:
             try:
@@ -175,6 +175,7 @@ class Keeper:
                 os.close(fd)
         if cgroup and not process.cgroup_join(cgroup, pid):
             cgroup = None
+        jobdir.remove_quietly(f"{self.path}/noexec-{pid}.json")  # of a fork that had this number before
         who = process.identity(pid)
         self.agent = {
             "format": 1,
@@ -197,7 +198,6 @@ class Keeper:
             os.close(go_write)
             os.close(exec_read)
             os.waitpid(pid, 0)
-            jobdir.remove_quietly(f"{self.path}/noexec.json")
             self.finish_unstarted(error.errno or 0, f"cannot record the start: {error.strerror}")
             return
         self.set_timers()
@@ -210,7 +210,7 @@ class Keeper:
         self.unwatch(exec_read)
         os.close(exec_read)
         self.tell_zygote("started")
-        if jobdir.read(self.path, "noexec.json") is None:
+        if jobdir.noexec(self.path, self.agent) is None:
             self.nudge("started")
 
     def adopt(self, agent: Record) -> None:
@@ -410,7 +410,7 @@ class Keeper:
             return
 
     def on_leader_ended(self, seen: os.waitid_result) -> None:
-        noexec = jobdir.read(self.path, "noexec.json")
+        noexec = jobdir.noexec(self.path, self.agent)
         if noexec is not None:
             os.waitid(os.P_PID, seen.si_pid, os.WEXITED)
             return self.finish_unstarted(noexec["errno"] or 0, noexec["error"])
@@ -452,7 +452,7 @@ class Keeper:
             self.sweep()
 
     def on_leader_gone(self, status: int | None) -> None:
-        noexec = jobdir.read(self.path, "noexec.json")
+        noexec = jobdir.noexec(self.path, self.agent)
         if noexec is not None and noexec["errno"] is None:
             return self.launch_again()
         if noexec is not None:
@@ -468,8 +468,7 @@ class Keeper:
 
     def launch_again(self) -> None:
         """The keeper before us died between record and "go": nothing has run yet."""
-        for name in ("agent.json", "noexec.json"):
-            jobdir.remove_quietly(f"{self.path}/{name}")
+        jobdir.remove_quietly(f"{self.path}/agent.json")
         jobdir.sync_folder(self.path)
         self.leader_pidfd = None
         self.launch()
@@ -899,8 +898,9 @@ def exit_record(si_code: int, si_status: int) -> Record:
 
 
 def become_agent(path: str, spec: Record, fds: dict[str, int], life: int, go: int, by_rlimit: list[str]) -> NoReturn:
-    """Set everything up, wait for "go", then be the agent. What fails is noted in noexec.json."""
-    what = "set up"
+    """Set everything up, wait for "go", then be the agent. What fails is noted in noexec-PID.json."""
+    what, note = "set up", f"noexec-{os.getpid()}.json"
+    process.set_name(f"agentd-agent {spec['job']}.{spec['attempt']}")
     try:
         os.setsid()
         restore_signals()
@@ -911,7 +911,7 @@ def become_agent(path: str, spec: Record, fds: dict[str, int], life: int, go: in
         os.umask(spec.get("umask", 0o077))
         set_limits(spec, by_rlimit)
         if os.read(go, 1) != b"g":
-            jobdir.write_final(path, "noexec.json", {"errno": None, "error": "the keeper died before the start"})
+            jobdir.write_final(path, note, {"errno": None, "error": "the keeper died before the start"})
             os._exit(125)
         what = f"enter {spec['cwd']}"
         os.chdir(spec["cwd"])
@@ -922,7 +922,7 @@ def become_agent(path: str, spec: Record, fds: dict[str, int], life: int, go: in
         missing_folder = what.startswith("enter")
         number = getattr(error, "errno", None) or errno.EINVAL
         text = f"cannot {what}: {os.strerror(number)}"
-        jobdir.write_final(path, "noexec.json", {"errno": number, "error": text, "folder": missing_folder})
+        jobdir.write_final(path, note, {"errno": number, "error": text, "folder": missing_folder})
     os._exit(125)
 
 

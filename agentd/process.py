@@ -297,6 +297,11 @@ def take_byte(fd: int, byte: int) -> bool:
     return True
 
 
+def wait_for_byte(fd: int, byte: int) -> None:
+    """Take it as soon as its holder is gone."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _flock(fcntl.F_WRLCK, byte))
+
+
 def byte_held(path: str, byte: int) -> bool:
     """Does any process hold this byte? Looks, never takes. A missing file is held by nobody."""
     try:

@@ -5,11 +5,13 @@ struct; :data:`METHODS` lists them all, and which of them a job's own narrow soc
 """
 
 import json
-from typing import Any, NamedTuple
+import math
+from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
 from agentd.core.errors import AgentdError
+from agentd.core.text import encode
 
 VERSION = 1
 MAX_MESSAGE = 1 << 20
@@ -242,7 +244,9 @@ def _parse(line: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise Malformed(PARSE_ERROR, f"not UTF-8 (byte {error.start})") from None
     try:
-        value = json.loads(text, object_pairs_hook=_no_duplicates)
+        value = json.loads(
+            text, object_pairs_hook=_no_duplicates, parse_int=_int, parse_float=_float, parse_constant=_no_constant
+        )
     except RecursionError:
         raise Malformed(PARSE_ERROR, f"nested deeper than {MAX_DEPTH}") from None
     except Malformed:
@@ -252,6 +256,23 @@ def _parse(line: bytes) -> Any:
     if text.count("{") + text.count("[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise Malformed(PARSE_ERROR, f"nested deeper than {MAX_DEPTH}")
     return value
+
+
+def _int(text: str) -> int:
+    if len(text) > 20 or not -(1 << 63) <= int(text) < 1 << 63:
+        raise Malformed(PARSE_ERROR, "a number is out of bounds (2^63)")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise Malformed(PARSE_ERROR, "a number is out of bounds (1.8e308)")
+    return value
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise Malformed(PARSE_ERROR, f"not JSON: {text}")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -274,19 +295,19 @@ def _depth(value: Any) -> int:
 
 
 def answer(id: int | str | None, result: Any) -> bytes:
-    return msgspec.json.encode({"jsonrpc": "2.0", "id": id, "result": result}) + b"\n"
+    return encode({"jsonrpc": "2.0", "id": id, "result": result}) + b"\n"
 
 
 def refusal(id: int | str | None, error: AgentdError) -> bytes:
     data = {"code": error.code, "exit": error.exit}
     body = {"code": REFUSED, "message": error.message, "data": data}
-    return msgspec.json.encode({"jsonrpc": "2.0", "id": id, "error": body}) + b"\n"
+    return encode({"jsonrpc": "2.0", "id": id, "error": body}) + b"\n"
 
 
 def malformed(error: Malformed) -> bytes:
     body = {"code": error.code, "message": str(error), "data": {"code": "malformed", "exit": 2}}
-    return msgspec.json.encode({"jsonrpc": "2.0", "id": error.id, "error": body}) + b"\n"
+    return encode({"jsonrpc": "2.0", "id": error.id, "error": body}) + b"\n"
 
 
 def notification(method: str, params: Any) -> bytes:
-    return msgspec.json.encode({"jsonrpc": "2.0", "method": method, "params": params}) + b"\n"
+    return encode({"jsonrpc": "2.0", "method": method, "params": params}) + b"\n"

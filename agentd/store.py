@@ -21,11 +21,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
-import msgspec
-
 from agentd.core.errors import EXIT_FAULT, Fault, NotNow
 from agentd.core.job import Job
 from agentd.core.machine import Notice
+from agentd.core.text import decode, encode
 
 FORMAT = 1
 EPOCH = 1 << 32
@@ -139,8 +138,7 @@ class Store:
         """All jobs, all subscribers, the newest seq."""
 
         def read(db: sqlite3.Connection) -> tuple[list[Job], list[Subscriber], int]:
-            decode = msgspec.json.Decoder(Job).decode
-            jobs = [decode(doc) for (doc,) in db.execute("SELECT doc FROM jobs ORDER BY id")]
+            jobs = [decode(doc, Job) for (doc,) in db.execute("SELECT doc FROM jobs ORDER BY id")]
             readers = [Subscriber(*row) for row in db.execute("SELECT name, acked, owner, used FROM subscribers")]
             return jobs, readers, self.seq
 
@@ -198,7 +196,7 @@ class Store:
             try:
                 self._rescue_if_gone()
                 told = self._write(works)
-            except sqlite3.Error as error:
+            except Exception as error:
                 self.seq = seq
                 with contextlib.suppress(sqlite3.Error):
                     self.db.rollback()
@@ -225,10 +223,12 @@ class Store:
         self.db = connect(self.path)
         self.inode = os.stat(self.path).st_ino
 
-    def _after_failure(self, works: list[Work], error: sqlite3.Error) -> list[Work]:
+    def _after_failure(self, works: list[Work], error: Exception) -> list[Work]:
         """Refuse the requests of a batch that could not be written; keep the facts, and wait a little."""
+        if not isinstance(error, sqlite3.Error | OSError):
+            return self._after_nonsense(works, error)
         self.trouble = str(error)
-        if not isinstance(error, sqlite3.OperationalError):
+        if not isinstance(error, sqlite3.OperationalError | OSError):
             # The file is damaged. The next daemon rebuilds it from the attempts' files and the backup.
             print(f"agentd: the store is damaged ({error}); ending, so that it is rebuilt", file=sys.stderr)
             os._exit(EXIT_FAULT)
@@ -245,8 +245,16 @@ class Store:
         work.done.set_exception(refusal)
         return []
 
+    def _after_nonsense(self, works: list[Work], error: Exception) -> list[Work]:
+        """A value that no database takes costs its own change, and nobody else's."""
+        if len(works) == 1:
+            works[0].done.set_exception(Fault(f"cannot save the change: {error}", "bad_value"))
+            return []
+        for work in works:
+            self._commit([work])
+        return []
+
     def _write(self, works: Iterable[Work]) -> list[list[Entry]]:
-        encode = msgspec.json.encode
         told: list[list[Entry]] = []
         with self.db:
             self.db.execute("BEGIN IMMEDIATE")

@@ -338,9 +338,10 @@ class Zygote:
 
     def on_leader_dead(self, pid: int, dead: os.waitid_result) -> None:
         path = self.leaders[pid]
-        if jobdir.read(path, "noexec.json") is None:
+        agent = jobdir.read(path, "agent.json")
+        if agent is not None and jobdir.noexec(path, agent) is None:
             record = keeper.exit_record(dead.si_code, dead.si_status)
-            cgroup = (jobdir.read(path, "agent.json") or {}).get("cgroup")
+            cgroup = agent.get("cgroup")
             if cgroup and process.oom_kills(cgroup):
                 record["oom"] = True
             jobdir.write_final(path, "exit.json", {"format": 1, **record, "at": time.time()})

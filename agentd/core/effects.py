@@ -8,7 +8,8 @@ class PrepareWorktree(Fact, frozen=True):
 
 
 class LaunchAttempt(Fact, frozen=True):
-    """Have a keeper forked for the current attempt. A second keeper finds the first one's lock and goes."""
+    """Have the current attempt kept: launched, or looked after if it was. A second keeper finds the first one's
+    lock and goes."""
 
 
 class EndAttempt(Fact, frozen=True):

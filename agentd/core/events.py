@@ -33,7 +33,6 @@ class WorktreeMade(Fact, frozen=True):
     copied: tuple[str, ...] = ()
     linked: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
-    manifest: dict[str, str] = {}
 
 
 class StartFailed(Fact, frozen=True):

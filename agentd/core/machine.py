@@ -81,10 +81,12 @@ def owed(job: Job) -> tuple[do.Effect, ...]:
             return ()
         case _, Preparing():
             return (do.PrepareWorktree(),)
-        case _, Starting():
-            return (do.LaunchAttempt(),)
         case _, Stopping(rungs=rungs) if rungs:
             return (do.LaunchAttempt(), do.EndAttempt(rungs))
+        case _, Starting() | Running() | Stopped() | Stopping():
+            return (do.LaunchAttempt(),)
+        case _, Done(is_settled=False) if isinstance(job.place, Worktree) and job.place.admin is None:
+            return (do.AbandonWorktree(), do.SettleResult())
         case _, Done(is_settled=False):
             return (do.SettleResult(),)
         case _:
@@ -117,6 +119,9 @@ def queue_again(job: Job, event: on.SecretsGiven) -> Step:
 
 
 def begin_phase(job: Job, event: on.PhaseBegun) -> Step:
+    assert isinstance(job.state, Preparing)
+    if job.state.phase == event.phase:
+        return Step(job)
     return Step(
         replace(job, state=Preparing(event.at, event.phase)),
         (Notice("job.preparing", {"phase": event.phase}),),
@@ -141,6 +146,15 @@ def start_in_worktree(job: Job, event: on.WorktreeMade) -> Step:
 
 def end_unprepared(job: Job, event: on.StartFailed) -> Step:
     return complete(job, event.at, None, None, Ended(UNSTARTED, exit_code=125, reason=event.error))
+
+
+def end_unstarted(job: Job, event: on.StartFailed | on.SecretsLost) -> Step:
+    """It was being ended, and nobody will ever start it: no keeper comes to carry the order out."""
+    assert isinstance(job.state, Stopping)
+    if job.state.pid is not None or not job.state.rungs:
+        return Step(job)
+    how = Ended(KILLED, reason="killed before it started", order=job.state.rungs[0][0])
+    return complete(job, event.at, None, None, how)
 
 
 def run(job: Job, event: on.AgentStarted) -> Step:
@@ -252,12 +266,14 @@ def remove(job: Job, event: on.RemoveAsked) -> Step:
 
 
 def put_in_trash(job: Job, event: on.RemovedToTrash) -> Step:
-    if isinstance(job.shelf, Trashed):
+    if not isinstance(job.shelf, Removing):
         return Step(job)
     return Step(replace(job, shelf=Trashed(event.at, event.entry)), (Notice("job.removed", {}),))
 
 
 def keep_after_all(job: Job, event: on.RemoveFailed) -> Step:
+    if not isinstance(job.shelf, Removing):
+        return Step(job)
     return Step(replace(job, shelf=Kept()), (Notice("job.remove_failed", {"error": event.error}),))
 
 
@@ -384,7 +400,9 @@ TABLE: dict[str, Row] = {
         **LIVE,
         **LATE,
         **NO_WORKTREE,
-        **UNTOUCHED,
+        "StartFailed": end_unstarted,
+        "SecretsLost": end_unstarted,
+        "SecretsGiven": ignore,
         "Admitted": ignore,
         "AgentStarted": note_start_while_stopping,
         "AgentStopped": ignore,

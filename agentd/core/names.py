@@ -77,7 +77,7 @@ def _find_of_owner(text: str, jobs: list[Job]) -> Job:
             raise Refused(f"no {which} job of yours; agentd ps --all shows everybody's", "unknown_job")
         return ranked[place]
     word = text[1:]
-    if word.isascii() and word.isdigit():
+    if word.isascii() and word.isdigit() and len(word) < 16:
         found = [job for job in jobs if job.number == int(word)]
         if not found:
             raise Refused(f"no job {text} of yours", "unknown_job")

@@ -163,10 +163,7 @@ class Daemon:
             if isinstance(job.state, Queued | Preparing) and not self.performer.has_secrets(job):
                 await self.engine.apply(job.id, on.SecretsLost(time.time(), job.secrets))
                 continue
-            effects = owed(job)
-            self.engine.carry_out(job, effects)
-            if isinstance(job.state, Running | Stopped | Stopping) and not effects:
-                self.engine.spawn(self.performer.watch(job))
+            self.engine.carry_out(job, owed(job))
 
     def remove_unanswered(self) -> None:
         """Folders of jobs whose id was never answered: their daemon died before the commit."""
@@ -183,8 +180,8 @@ class Daemon:
 
     def on_new_zygote(self) -> None:
         for job in self.engine.live.values():
-            if isinstance(job.state, Running | Stopped | Stopping):
-                self.engine.spawn(self.performer.watch(job))
+            if isinstance(job.state, Starting | Running | Stopped | Stopping):
+                self.engine.carry_out(job, owed(job))
             elif job.id in self.performer.secrets:
                 self.engine.spawn(self.performer.share_secrets(job))
 
@@ -250,7 +247,8 @@ def refuse_remote(path: str) -> None:
     name = kind[kind.index("-") + 1]
     if name in REMOTE:
         raise Refused(
-            f"cannot keep state in {path}: it is on {name}, where locks cannot be trusted; set AGENTD_STATE_DIR to a local folder",
+            f"cannot keep state in {path}: it is on {name}, where locks cannot be trusted;"
+            " set AGENTD_STATE_DIR to a local folder",
             "remote_state",
         )
 

@@ -19,6 +19,7 @@ from agentd.core import machine, names, schedule
 from agentd.core.errors import AgentdError, NotNow, Refused, Usage
 from agentd.core.job import Done, InPlace, Job, Kept, Place, Queued, Trashed, Waiting, Worktree, state_name
 from agentd.core.machine import Notice
+from agentd.core.text import decode
 from agentd.daemon import perform
 from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
@@ -128,7 +129,8 @@ class Methods:
         mine = await asyncio.wrap_future(
             self.engine.store.ask(
                 lambda db: db.execute(
-                    "SELECT seq, at, type, job, attempt, owner, data FROM events WHERE job = ? ORDER BY seq DESC LIMIT 100",
+                    "SELECT seq, at, type, job, attempt, owner, data FROM events"
+                    " WHERE job = ? ORDER BY seq DESC LIMIT 100",
                     (job.id,),
                 ).fetchall()
             )
@@ -148,8 +150,10 @@ class Methods:
         if ask.key:
             known = next((job for job in self.engine.jobs.values() if job.key == ask.key), None)
             if known is not None:
-                return {"job": job_view(known), "excluded": None}
+                return {"job": job_view(known), "excluded": None, "base_ref": None}
         parent = self.engine.jobs.get(connection.job) if connection.job is not None else None
+        if ask.name is not None:
+            names.check_name(ask.name)
         kind = agents.kind(ask.agent)
         argv = kind.argv(ask.task, ask.argv)
         check_words(argv, ask)
@@ -175,7 +179,6 @@ class Methods:
             name = names.name_for(label, [*listed, *self.names_in_use])
         else:
             name = ask.name
-            names.check_name(name)
             if name in listed:
                 holder = listed[name]
                 raise Refused(
@@ -250,7 +253,7 @@ class Methods:
         await self.engine.add(job, [Notice("job.created", created), Notice("job.queued", {})])
         view = job_view(self.engine.jobs[id])
         excluded = await ready_in_time(dirt) if dirt is not None else None
-        return {"job": view, "excluded": excluded}
+        return {"job": view, "excluded": excluded, "base_ref": settled.ref if settled is not None else None}
 
     def split_environment(self, ask: protocol.Delegate) -> tuple[dict[str, str], dict[str, str]]:
         """What may be written down, and what travels in memory only."""
@@ -430,7 +433,8 @@ class Methods:
         missing = [name for name in job.secrets if name not in environment]
         if missing:
             raise Refused(
-                f"job {job.id} needs {', '.join(missing)}; set it in the environment and repeat: agentd restart {job.id}",
+                f"job {job.id} needs {', '.join(missing)};"
+                f" set it in the environment and repeat: agentd restart {job.id}",
                 "needs_secret",
             )
         self.performer.secrets[job.id] = {name: environment[name] for name in job.secrets}
@@ -458,7 +462,7 @@ class Methods:
                 ).fetchone()
             )
         )
-        return str(msgspec.json.decode(row[0])["error"]) if row else "it takes too long"
+        return str(decode(row[0])["error"]) if row else "it takes too long"
 
     async def do_jobs_undo(self, connection: Connection, ask: protocol.Undo) -> dict[str, Any]:
         shelved = [job for job in self.engine.jobs.values() if isinstance(job.shelf, Trashed)]
@@ -469,7 +473,8 @@ class Methods:
         listed = {other.name: other for other in self.engine.jobs.values() if isinstance(other.shelf, Kept)}
         if job.name in listed:
             raise Refused(
-                f'cannot put job {job.id} back: the name "{job.name}" is taken by job {listed[job.name].id}; remove that first',
+                f'cannot put job {job.id} back: the name "{job.name}" is taken by job'
+                f" {listed[job.name].id}; remove that first",
                 "name_taken",
             )
         assert isinstance(job.shelf, Trashed)

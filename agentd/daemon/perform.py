@@ -20,7 +20,7 @@ from agentd.core import effects as do
 from agentd.core import events as on
 from agentd.core import recovery
 from agentd.core.errors import AgentdError
-from agentd.core.job import Done, Job, Preparing, Trashed, Worktree
+from agentd.core.job import Done, Job, Preparing, Removing, Trashed, Worktree
 from agentd.daemon.engine import Engine
 from agentd.daemon.zygotes import Zygotes
 from agentd.git import fill, fingerprint, snapshot, trash, unchanged, worktree
@@ -233,7 +233,9 @@ class Performer:
             return
         path = self.attempt_dir(job)
         records = {name: jobdir.read(path, f"{name}.json") for name in RECORDS}
-        seen = recovery.Seen(**records, noexec=os.path.exists(f"{path}/noexec.json"))
+        agent = records["agent"]
+        never_ran = agent is not None and jobdir.noexec(path, agent) is not None
+        seen = recovery.Seen(**records, noexec=never_ran)
         for event in recovery.true_events(job, seen, time.time()):
             await self.engine.apply(id, event)
         if seen.end is not None:
@@ -275,6 +277,8 @@ class Performer:
     # --- the trash ------------------------------------------------------------------------------------------
 
     async def move_to_trash(self, job: Job) -> None:
+        if not isinstance(job.shelf, Removing):
+            return
         place = f"{self.state_dir}/trash/{job.id}"
         try:
             entry = await self.in_thread(self._into_trash, job, place)

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from agentd import jobdir
 from agentd.core.job import Job, Kept, Queued, Removing, Starting, State, Trashed, Worktree
+from agentd.core.text import decode, encode
 from agentd.store import connect
 
 LEFTOVERS = ("", "-wal", "-shm")
@@ -54,10 +55,9 @@ def rebuild(state_dir: str, path: str) -> int:
         jobdir.write(state_dir, "epoch.json", {"epoch": epoch, "put_aside": before})
         db.execute("BEGIN")
         db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (str(epoch),))
-        decode = msgspec.json.Decoder(Job).decode
-        known = {job.id: job for job in (decode(doc) for (doc,) in db.execute("SELECT doc FROM jobs"))}
+        known = {job.id: job for job in (decode(doc, Job) for (doc,) in db.execute("SELECT doc FROM jobs"))}
         for job in [*jobs_on_disk(state_dir, known), *jobs_in_trash(state_dir, known)]:
-            db.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?)", (job.id, msgspec.json.encode(job)))
+            db.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?)", (job.id, encode(job)))
         db.execute("COMMIT")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     os.rename(aside, path)

@@ -3,9 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
-
 from agentd.core.job import Done, Job, Preparing, Trashed, Waiting, Worktree, state_name, wait_code
+from agentd.core.text import decode
 from agentd.store import Entry
 
 
@@ -73,5 +72,5 @@ def event_view(entry: Entry) -> dict[str, Any]:
         "type": entry.type,
         "job": entry.job or None,
         "attempt": entry.attempt or None,
-        "data": msgspec.json.decode(entry.data),
+        "data": decode(entry.data),
     }
