@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 from agentd import jobdir, paths, process
 from agentd.core.errors import Refused
-from agentd.jobdir import STREAMS, Arrival, Record
+from agentd.jobdir import STREAMS as STREAMS
+from agentd.jobdir import Arrival, Record
 
 BLOCK = 1 << 16
 IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x80, 0x100, 0x200

@@ -129,7 +129,8 @@ class Keeper:
     def milliseconds_to_next_timer(self) -> float | None:
         if not self.timers:
             return None
-        return max(0.0, (min(self.timers.values()) - process.boottime()) * 1000 + 0.5)
+        wait = (min(self.timers.values()) - process.boottime()) * 1000 + 0.5
+        return min(max(0.0, wait), 2e9)  # poll takes no more than 2^31: in 23 days we look again
 
     def fire_timers(self) -> None:
         now = process.boottime()

@@ -57,6 +57,8 @@ class Lab:
         self.wanted: dict[int, dict[str, str]] = {}
         self.forgiven: set[int] = set()
         """Jobs whose agent ended while all that could know were dead: exact or lost, never wrong."""
+        self.orphaned: set[int] = set()
+        """Jobs whose agent may have become a child of process 1, where the kernel tells a non-parent nothing."""
         self.told: dict[tuple[int, int], list[dict[str, Any]]] = {}
         self.order: list[int] = []
         self.pauses = ("0", "0.01", "0.03")
@@ -142,8 +144,10 @@ class Lab:
         chosen = [self.random.choice(pids[kind]) for kind in kinds if pids[kind]]
         if len(chosen) < len(kinds):
             return
-        forgetful = set(kinds) == set(KINDS) or ({"keeper", "zygote"} <= set(kinds) and process.without("pidfd-exit"))
+        forgetful = set(kinds) == set(KINDS)
         at_risk = self.unended() if forgetful else []
+        if {"keeper", "zygote"} <= set(kinds) and process.without("pidfd-exit"):
+            self.orphaned.update(self.unended())
         self.random.shuffle(chosen)
         for pid in chosen:
             try:
@@ -198,7 +202,7 @@ class Lab:
         spec = jobdir.read(path, "spec.json") or {}
         ran = os.path.exists(self.proof / spec["nonce"])
         if job["outcome"] == "lost":
-            if id not in self.forgiven:
+            if id not in self.forgiven | self.orphaned:
                 yield f"lost, though its agent outlived us ({jobdir.read(path, 'exit.json')})"
             return
         expected = {"term": (None, 15), "kill": (None, 9)}.get(wanted["WAY"]) or (int(wanted["WAY"]), None)

@@ -42,6 +42,7 @@ class Engine:
         """Those that are not done: the few that admission looks at."""
         self.locks: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.effect_tails: dict[int, asyncio.Task[None]] = {}
+        self.last_waiting: dict[int, Effect] = {}
         self.admitting: set[int] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.is_closing = False
@@ -105,6 +106,9 @@ class Engine:
                 self.reschedule()
                 continue
             before = self.effect_tails.get(job.id)
+            if self.last_waiting.get(job.id) == effect:
+                continue  # the same order is waiting already
+            self.last_waiting[job.id] = effect
             task = asyncio.ensure_future(self._perform_after(before, job.id, effect))
             self.effect_tails[job.id] = task
             task.add_done_callback(functools.partial(self._forget, job.id))
@@ -116,6 +120,8 @@ class Engine:
     async def _perform_after(self, before: asyncio.Task[None] | None, id: int, effect: Effect) -> None:
         if before is not None:
             await asyncio.wait([before])
+        if self.last_waiting.get(id) == effect:
+            del self.last_waiting[id]
         if self.is_closing:
             return
         try:

@@ -108,6 +108,7 @@ class Daemon:
         # The socket first, the look at the files after: what a keeper writes in between is seen, or nudged.
         self.listen()
         loop.add_signal_handler(signal.SIGUSR1, self.listen_again)
+        loop.add_signal_handler(signal.SIGUSR2, say_tasks)
         try:
             self.performer.held = set(await self.zygotes.start())
             await self.recover()
@@ -232,9 +233,9 @@ def make_private(path: str) -> None:
     except OSError as error:
         raise Refused(f"cannot make {path}: {error.strerror}", "state_not_writable") from None
     if fault is not None:
-        raise Refused(f"cannot start: {fault}", "unsafe_folder")
+        raise Refused(fault, "unsafe_folder")
     if not os.access(path, os.W_OK | os.X_OK):
-        raise Refused(f"cannot start: {path} is not writable for you; run: chmod 700 {path}", "state_not_writable")
+        raise Refused(f"{path} is not writable for you; run: chmod 700 {path}", "state_not_writable")
 
 
 def refuse_remote(path: str) -> None:
@@ -268,6 +269,17 @@ def raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def say_tasks() -> None:
+    """SIGUSR2: what every task waits for, into daemon.log."""
+    for task in asyncio.all_tasks():
+        steps: list[str] = []
+        at: object = task.get_coro()
+        while (frame := getattr(at, "cr_frame", None)) is not None:
+            steps.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
+            at = getattr(at, "cr_await", None)
+        say(" > ".join([*steps, type(at).__name__]))
 
 
 def on_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -370,6 +370,8 @@ class Methods:
     async def do_jobs_kill(self, connection: Connection, ask: protocol.Kill) -> dict[str, Any]:
         jobs = [self.find(connection, ref, ask.owner, exact=True) for ref in ask.jobs]
         name = signal_name(ask.signal) if ask.signal is not None else None
+        if ask.grace is not None and not 0 <= ask.grace < 1e9:
+            raise Usage("the grace must be 0 seconds or more", "bad_time")
         for job in jobs:
             if name is not None and name not in ENDING_SIGNALS:
                 await self.signal(job, name)
@@ -499,7 +501,7 @@ class Methods:
         if ask.follow:
             task = asyncio.ensure_future(self.start_feeding(connection, ask.mine, cursor))
             connection.tasks.add(task)
-            task.add_done_callback(connection.tasks.discard)
+            task.add_done_callback(connection.on_task_done)
             return {"cursor": cursor, "newest": newest}
         while cursor < newest:
             page = await asyncio.wrap_future(self.engine.store.events(cursor, 500, ask.mine))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,6 +13,9 @@ from agentd.core.errors import AgentdError, Fault
 from agentd.daemon.feed import Feed, Reader
 from agentd.protocol import Malformed, Request
 
+LINGER_S = 30.0
+WAITING = ("jobs.wait", "events.subscribe")
+"""What ends with its asker. Everything else that was begun is done to the end."""
 Handler = Callable[["Connection", Request], Awaitable[Any]]
 
 
@@ -24,6 +28,10 @@ class Server:
         self.feed = feed
         self.connections: set[Connection] = set()
         self.listeners: dict[str, socket.socket] = {}
+        self.acting: set[asyncio.Task[Any]] = set()
+        self.half_closed: dict[int, Connection] = {}
+        self.hang_ups = select.epoll()
+        self.loop.add_reader(self.hang_ups.fileno(), self._on_hang_ups)
 
     def listen(self, path: str, job: int | None = None) -> None:
         """Serve at ``path``; ``job``: the narrow socket of a job. An earlier listener there is replaced."""
@@ -59,7 +67,7 @@ class Server:
             self.connections.add(connection)
             task = self.loop.create_task(self._connect(connection, link))
             connection.tasks.add(task)
-            task.add_done_callback(connection.tasks.discard)
+            task.add_done_callback(connection.on_task_done)
 
     def _accept_again(self, path: str, listener: socket.socket, job: int | None) -> None:
         if self.listeners.get(path) is listener:
@@ -80,11 +88,24 @@ class Server:
             if victim is not None:
                 return victim.give_up()
 
+    def watch_for_hang_up(self, connection: "Connection", fd: int) -> None:
+        """A client that has finished asking is owed answers, until it is gone altogether (it was killed, say)."""
+        self.half_closed[fd] = connection
+        self.hang_ups.register(fd, 0)
+
+    def _on_hang_ups(self) -> None:
+        for fd, _ in self.hang_ups.poll(0):
+            self.hang_ups.unregister(fd)
+            self.half_closed.pop(fd).give_up()
+
     async def close(self) -> None:
         for path in list(self.listeners):
             self.stop_listening(path)
         for connection in list(self.connections):
             connection.hang_up()
+        self.half_closed.clear()
+        self.loop.remove_reader(self.hang_ups.fileno())
+        self.hang_ups.close()
 
 
 class Connection(asyncio.Protocol):
@@ -97,6 +118,7 @@ class Connection(asyncio.Protocol):
         self.readers: set[Reader] = set()
         self.in_flight = 0
         self.has_spoken = False
+        self.has_finished = False
         self.can_write = asyncio.Event()
         self.can_write.set()
         self.patience = server.loop.call_later(protocol.FIRST_BYTE_S, self._on_silence)
@@ -106,6 +128,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        self.fd = int(transport.get_extra_info("socket").fileno())
 
     def data_received(self, data: bytes) -> None:
         if not self.has_spoken:
@@ -121,14 +144,21 @@ class Connection(asyncio.Protocol):
         self.can_write.set()
 
     def eof_received(self) -> bool:
-        return True  # answers still go out to a client that has finished asking (nc -N)
+        """Answers still go out to a client that has finished asking (nc -N)."""
+        self.has_finished = True
+        if not self.tasks and not self.readers:
+            return False
+        self.server.watch_for_hang_up(self, self.fd)
+        return True
 
     def connection_lost(self, _: Exception | None) -> None:
         self.patience.cancel()
+        if self.server.half_closed.pop(self.fd, None) is not None:
+            self.server.hang_ups.unregister(self.fd)
         self.server.connections.discard(self)
         for reader in self.readers:
             self.server.feed.forget(reader)
-        for task in self.tasks:
+        for task in self.tasks - self.server.acting:
             task.cancel()
         self.can_write.set()
 
@@ -150,8 +180,16 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     def hang_up(self) -> None:
+        """Close when what is queued has gone out, or has not for a while."""
         if self.transport is not None:
             self.transport.close()
+            if self.transport.get_write_buffer_size():
+                self.server.loop.call_later(LINGER_S, self.transport.abort)
+
+    def on_task_done(self, task: "asyncio.Task[Any]") -> None:
+        self.tasks.discard(task)
+        if self.has_finished and not self.tasks and not self.readers:
+            self.hang_up()
 
     def _take_lines(self) -> None:
         while self.in_flight < protocol.MAX_IN_FLIGHT:
@@ -187,7 +225,10 @@ class Connection(asyncio.Protocol):
         self.in_flight += 1
         task = self.server.loop.create_task(self._answer(request))
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self.on_task_done)
+        if request.method not in WAITING:
+            self.server.acting.add(task)
+            task.add_done_callback(self.server.acting.discard)
 
     async def _answer(self, request: Request) -> None:
         try:
@@ -211,7 +252,7 @@ class Connection(asyncio.Protocol):
             return False
         if transport.get_write_buffer_size() + len(line) > protocol.MAX_BACKLOG:
             transport.write(protocol.notification("lagged", {"backlog": protocol.MAX_BACKLOG}))
-            self.give_up()
+            self.hang_up()
             return False
         transport.write(line)
         return True

@@ -77,13 +77,19 @@ class Zygotes:
 
     async def ask(self, op: str, fds: dict[str, int] | None = None, **arguments: Any) -> Answer:
         """Give an order to the zygote that serves, and to its successor if it dies meanwhile."""
-        while True:
-            await self.ready.wait()
-            try:
-                return await self._ask(op, fds, **arguments)
-            except ZygoteLost:
-                if self.is_closing:
-                    raise
+        # Copies: the caller may let go of its own before the message is out, or before it is sent again.
+        copies = {name: os.dup(fd) for name, fd in (fds or {}).items()}
+        try:
+            while True:
+                await self.ready.wait()
+                try:
+                    return await self._ask(op, copies, **arguments)
+                except ZygoteLost:
+                    if self.is_closing:
+                        raise
+        finally:
+            for fd in copies.values():
+                os.close(fd)
 
     def close(self) -> None:
         self.is_closing = True
@@ -111,6 +117,8 @@ class Zygotes:
         self.children = [old for old in self.children if old.poll() is None] + [child]
         self._use(ours)
         answer, _ = await self._ask("hello")
+        if self.link is not ours:
+            raise ZygoteLost  # it answered, and died before we came to read it
         self.pid = answer["pid"]
         self.ready.set()
 
