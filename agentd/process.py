@@ -254,6 +254,19 @@ def _all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
+def working_in(path: str) -> list[int]:
+    """The processes whose current folder is ``path`` or below it."""
+    found = []
+    for pid in _all_pids():
+        try:
+            folder = os.readlink(f"/proc/{pid}/cwd")
+        except OSError:
+            continue
+        if folder == path or folder.startswith(path + "/"):
+            found.append(pid)
+    return found
+
+
 def is_zombie(pid: int) -> bool:
     try:
         return _stat_fields(pid)[0] in "ZX"

@@ -20,9 +20,10 @@ GITCONFIG = """\
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A temporary HOME with a git identity; no GIT_*, AGENTD_* or XDG_* of the caller reaches the test."""
+    """A temporary HOME with a git identity; no GIT_*, AGENTD_* or XDG_* of the caller reaches the test, but for
+    the two that say how to test: AGENTD_LONG (long forms) and AGENTD_WITHOUT (a mechanism switched off)."""
     for name in list(os.environ):
-        if name.startswith(("GIT_", "AGENTD_", "XDG_")):
+        if name.startswith(("GIT_", "AGENTD_", "XDG_")) and name not in ("AGENTD_LONG", "AGENTD_WITHOUT"):
             monkeypatch.delenv(name)
     home = tmp_path / "home"
     state = home / ".local" / "state"

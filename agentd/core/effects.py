@@ -30,23 +30,8 @@ class MoveToTrash(Fact, frozen=True):
     """Put the job's folder and worktree into the trash."""
 
 
-class RestoreFromTrash(Fact, frozen=True):
-    """Put back what MoveToTrash took away."""
-
-    entry: dict[str, object]
-
-
 class Reschedule(Fact, frozen=True):
     """A slot may have become free, or a job ready for one."""
 
 
-Effect = (
-    PrepareWorktree
-    | LaunchAttempt
-    | EndAttempt
-    | AbandonWorktree
-    | SettleResult
-    | MoveToTrash
-    | RestoreFromTrash
-    | Reschedule
-)
+Effect = PrepareWorktree | LaunchAttempt | EndAttempt | AbandonWorktree | SettleResult | MoveToTrash | Reschedule

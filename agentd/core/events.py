@@ -106,8 +106,11 @@ class RemovedToTrash(Fact, frozen=True):
 
 
 class RestoreAsked(Fact, frozen=True):
+    """``admin``: the admin id of the worktree that was put back, which may be a new one."""
+
     at: float
     by: str
+    admin: str | None = None
 
 
 class RemoveFailed(Fact, frozen=True):

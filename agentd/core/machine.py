@@ -280,7 +280,10 @@ def keep_after_all(job: Job, event: on.RemoveFailed) -> Step:
 def restore(job: Job, event: on.RestoreAsked) -> Step:
     if not isinstance(job.shelf, Trashed):
         raise Refused(f"job {job.id} is not in the trash", "not_removed")
-    return Step(replace(job, shelf=Kept()), (Notice("job.restored", {"by": event.by}),))
+    place = job.place
+    if isinstance(place, Worktree) and event.admin is not None:
+        place = replace(place, admin=event.admin)
+    return Step(replace(job, shelf=Kept(), place=place), (Notice("job.restored", {"by": event.by}),))
 
 
 def ignore(job: Job, _: on.Event) -> Step:

@@ -279,6 +279,7 @@ class Methods:
             "processes": ask.processes,
             "log_max": log_max,
             "leave": list(ask.leave),
+            "with_changes": ask.with_changes,
             "state_dir": self.state_dir,
             **self.identity(job, environment),
         }
@@ -480,8 +481,8 @@ class Methods:
                 "name_taken",
             )
         assert isinstance(job.shelf, Trashed)
-        await self.performer.restore(job, job.shelf.entry)
-        done = await self.engine.apply(job.id, on.RestoreAsked(time.time(), "user"))
+        admin = await self.performer.restore(job, job.shelf.entry)
+        done = await self.engine.apply(job.id, on.RestoreAsked(time.time(), "user", admin))
         return {"job": job_view(done)}
 
     # --- events ---------------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from agentd.config import Config
 from agentd.core import effects as do
 from agentd.core import events as on
 from agentd.core import recovery
-from agentd.core.errors import AgentdError
+from agentd.core.errors import AgentdError, Refused
 from agentd.core.job import Done, Job, Preparing, Removing, Trashed, Worktree
+from agentd.core.names import escaped
 from agentd.daemon.engine import Engine
 from agentd.daemon.zygotes import Zygotes
 from agentd.git import fill, fingerprint, snapshot, trash, unchanged, worktree
@@ -64,8 +65,6 @@ class Performer:
                 await self.settle(job)
             case do.MoveToTrash():
                 await self.move_to_trash(job)
-            case do.RestoreFromTrash(entry):
-                await self.restore(job, entry)
             case do.Reschedule():
                 self.engine.reschedule()
 
@@ -104,9 +103,10 @@ class Performer:
             await self.engine.apply(job.id, made)
 
     async def _prepare(self, job: Job, plan: Plan) -> on.WorktreeMade | None:
-        fault = await self.in_thread(before_worktree, job_dir(self.state_dir, job), plan)
-        if fault:
-            await self.engine.note(job.id, "worktree.excludes", fault)
+        has_changes = bool((jobdir.read(self.attempt_dir(job), "spec.json") or {}).get("with_changes"))
+        excluded = await self.in_thread(before_worktree, job_dir(self.state_dir, job), plan, has_changes)
+        if excluded:
+            await self.engine.note(job.id, "worktree.excludes", excluded)
         admin = await self.in_thread(worktree.recover, plan)
         if admin is None:
             await self.in_thread(worktree.preflight, plan)
@@ -139,7 +139,7 @@ class Performer:
             return await self.watch(job)
         fds: dict[str, int] = {}
         try:
-            spec = jobdir.read(path, "spec.json") or {}
+            spec = self.completed_spec(job, path)
             if not self.has_secrets(job):
                 await self.engine.apply(job.id, on.SecretsLost(time.time(), job.secrets))
                 return
@@ -157,6 +157,24 @@ class Performer:
         self.hold(path, got)
         if "error" in answer:
             await self.engine.apply(job.id, on.StartFailed(time.time(), f"cannot start a keeper: {answer['error']}"))
+
+    def completed_spec(self, job: Job, path: str) -> dict[str, Any]:
+        """The spec, with what is known only now that the worktree stands: the folder, and what is not in it."""
+        spec = jobdir.read(path, "spec.json") or {}
+        if not isinstance(job.place, Worktree):
+            return spec
+        before = json.dumps(spec)
+        if not os.path.isdir(spec["cwd"]):
+            spec["cwd"] = job.place.path  # the calling folder is not in the base
+        excluded = jobdir.read(job_dir(self.state_dir, job), "excluded.json")
+        if excluded and (excluded["modified"] or excluded["untracked"]):
+            spec["env"]["AGENTD_EXCLUDED"] = (
+                f"{excluded['modified']} modified and {excluded['untracked']} untracked files of {job.place.repo}"
+                f" are not in this worktree: {', '.join(map(escaped, excluded['examples']))}"
+            )
+        if json.dumps(spec) != before:
+            jobdir.write(path, "spec.json", spec)
+        return spec
 
     def has_secrets(self, job: Job) -> bool:
         return not job.secrets or job.id in self.secrets or self.attempt_dir(job) in self.held
@@ -268,8 +286,11 @@ class Performer:
         is_gone = False
         if isinstance(job.place, Worktree) and job.place.admin is not None and not job.place.is_gone:
             try:
-                found, is_gone = await self.in_thread(settle_worktree, job_dir(self.state_dir, job), plan_of(job), job)
+                folder, plan = job_dir(self.state_dir, job), plan_of(job)
+                found, is_gone = await self.in_thread(settle_worktree, folder, plan, job)
                 result |= found
+                if "repository_changed" in found:
+                    await self.engine.note(job.id, "repository.changed", {"what": found["repository_changed"]})
             except (AgentdError, GitFailed, OSError) as error:
                 result["error"] = sentence_of(error)
         await self.engine.apply(job.id, on.ResultSettled(time.time(), result, is_gone))
@@ -291,6 +312,8 @@ class Performer:
         os.makedirs(place, exist_ok=True)
         entry: dict[str, object] = {"folder": place, "worktree": None}
         if isinstance(job.place, Worktree) and job.place.admin is not None and not job.place.is_gone:
+            refuse_while_used(job.place.path)
+            refuse_changed_commands(job_dir(self.state_dir, job), plan_of(job), job.place.admin)
             record = jobdir.read(job_dir(self.state_dir, job), "worktree.json") or {}
             manifest = record.get("manifest") or {}
             moved = trash.to_trash(plan_of(job), job.place.admin, place, manifest)
@@ -301,17 +324,21 @@ class Performer:
             os.rename(home, f"{place}/job")
         return entry
 
-    async def restore(self, job: Job, entry: dict[str, object]) -> None:
-        await self.in_thread(self._out_of_trash, job, entry)
+    async def restore(self, job: Job, entry: dict[str, object]) -> str | None:
+        """Put everything back; returns the worktree's admin id, if it has a worktree."""
+        return await self.in_thread(self._out_of_trash, job, entry)
 
-    def _out_of_trash(self, job: Job, entry: dict[str, object]) -> None:
-        moved = entry.get("worktree")
+    def _out_of_trash(self, job: Job, entry: dict[str, object]) -> str | None:
+        if not entry:
+            raise Refused(f"job {job.id} was removed too long ago: nothing of it is left", "forgotten")
+        moved, admin = entry.get("worktree"), None
         if isinstance(moved, dict) and os.path.isdir(str(entry["folder"])):
-            trash.restore(moved)
+            admin = trash.restore(moved)
         home = job_dir(self.state_dir, job)
         if os.path.isdir(f"{entry['folder']}/job"):
             os.rename(f"{entry['folder']}/job", home)
         shutil.rmtree(str(entry["folder"]), ignore_errors=True)
+        return admin
 
     def empty_trash(self, job: Job) -> None:
         """For good: called only when the retention is over."""
@@ -325,12 +352,14 @@ class Performer:
 # --- in worker threads --------------------------------------------------------------------------------------
 
 
-def before_worktree(folder: str, plan: Plan) -> dict[str, object] | None:
+def before_worktree(folder: str, plan: Plan, has_changes: bool) -> dict[str, object] | None:
     """Note how the repository stood before the job, and what of the user's tree the job will not have."""
     if jobdir.read(folder, "repository.json") is None:
-        jobdir.write(folder, "repository.json", {"before": fingerprint.fingerprint(plan.repo.common)})
+        common = plan.repo.common
+        stood = {"before": fingerprint.fingerprint(common), "commands": fingerprint.command_keys(common)}
+        jobdir.write(folder, "repository.json", stood)
     excluded = jobdir.read(folder, "excluded.json")
-    if excluded is not None or plan.repo.top is None:
+    if excluded is not None or has_changes or plan.repo.top is None:
         return None
     dirt = snapshot.dirt(plan.repo)
     found: dict[str, object] = {
@@ -353,6 +382,7 @@ def settle_worktree(folder: str, plan: Plan, job: Job) -> tuple[dict[str, object
             found["repository_changed"] = told[:50]
     if not os.path.isdir(plan.path):
         return found | {"missing": f"the worktree {plan.path} is gone"}, False
+    refuse_changed_commands(folder, plan, job.place.admin)
     record = jobdir.read(folder, "worktree.json") or {}
     if unchanged.is_unchanged(plan, job.place.admin, record.get("manifest") or {}):
         unchanged.remove_unchanged(plan, job.place.admin, record.get("manifest") or {})
@@ -362,6 +392,28 @@ def settle_worktree(folder: str, plan: Plan, job: Job) -> tuple[dict[str, object
     if work is not None:
         found["diffstat"] = snapshot.diffstat(plan.repo, plan.base, work)
     return found, False
+
+
+def refuse_changed_commands(folder: str, plan: Plan, admin: str) -> None:
+    """Git runs programs that the repository's configuration names: none that came there since the job began."""
+    before = (jobdir.read(folder, "repository.json") or {}).get("commands")
+    if before is None:
+        return
+    keys = fingerprint.dangerous_config(before, fingerprint.command_keys(plan.repo.common, admin))
+    if keys:
+        values = ", ".join(f"{key}={' '.join(fingerprint.config_values(plan.repo.common, key))}" for key in keys)
+        raise Refused(
+            f"{plan.repo.common}/config was changed while job {plan.job} ran: {escaped(values)};"
+            " git is not run there for this job; review the change and take it out",
+            "changed_config",
+        )
+
+
+def refuse_while_used(path: str) -> None:
+    pids = process.working_in(path)
+    if pids:
+        who = ", ".join(f"{p['command']} ({p['pid']})" for p in map(process.describe, pids[:5]))
+        raise Refused(f"cannot remove {path}: {escaped(who)} works in it; end that first", "in_use")
 
 
 def plan_of(job: Job) -> Plan:
