@@ -333,7 +333,7 @@ def test_a_job_finds_a_daemon_when_there_is_none(client: Client, tmp_path: Path)
     assert log(client, job) == b"1\n", log(client, job, "err")
     client.close()
     with Client(client.state_dir, start=False) as later:
-        assert later.ask("daemon.status")["jobs"]["done"] == 1
+        assert later.wait([job["id"]])["jobs"][0]["outcome"] == "succeeded"
 
 
 # --- the daemon -------------------------------------------------------------------------------------------------
@@ -359,6 +359,7 @@ def test_a_newer_version_takes_over_running_jobs(client: Client, tmp_path: Path)
         answer = subprocess.run(
             [sys.executable, "-c", ask, client.state_dir],
             env={**os.environ, "PYTHONPATH": str(copy)},
+            cwd=tmp_path,
             capture_output=True,
             text=True,
             check=True,
