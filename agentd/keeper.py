@@ -18,8 +18,10 @@ What makes that safe:
 One thread, one poll loop, no import that costs memory.
 """
 
+import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import resource
@@ -88,6 +90,7 @@ class Keeper:
         self.blocked = False
         self.untold = ""
         self.last_output = process.boottime()
+        self.has_ended = False
         self.is_over = False
 
     # --- the loop -------------------------------------------------------------------------------------------
@@ -488,6 +491,8 @@ class Keeper:
 
     def sweep(self) -> None:
         """Nothing to do, normally. Else what is left gets two seconds, then the ladder."""
+        if self.has_ended:
+            return
         left = self.tree()
         if not left:
             return self.finish()
@@ -564,13 +569,31 @@ class Keeper:
                 process.cgroup_join(f"{os.path.dirname(cgroup)}/left", int(item["pid"]))
             process.cgroup_remove(cgroup)
         jobdir.write_final(self.path, "end.json", end)
-        self.is_over = True
+        self.has_ended = True
         jobdir.remove_quietly(f"{self.path}/keeper.sock")
         for name in jobdir.PREALLOCATED:
             jobdir.remove_quietly(f"{self.path}/.{name}.room")
         for stream in jobdir.STREAMS:
             jobdir.remove_quietly(f"{self.path}/{stream}.fifo")
         self.nudge("ended")
+        self.pump_for(released)
+
+    def pump_for(self, released: list[Record]) -> None:
+        """Helpers that were meant to stay go on writing into our FIFOs: without a reader they would block."""
+        held = {}
+        for item in released:
+            with contextlib.suppress(OSError):
+                held[os.pidfd_open(int(item["pid"]))] = item
+        self.is_over = not held
+
+        def on_helper_gone(pidfd: int) -> None:
+            self.unwatch(pidfd)
+            os.close(pidfd)
+            del held[pidfd]
+            self.is_over = not held
+
+        for pidfd in held:
+            self.watch(pidfd, functools.partial(lambda fd, _: on_helper_gone(fd), pidfd))
 
     def released(self) -> list[Record]:
         patterns = self.spec.get("leave") or []

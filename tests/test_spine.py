@@ -280,11 +280,18 @@ def test_an_escapee_is_swept_and_named(client: Client, way: str, without: str, m
 
 
 def test_a_helper_that_is_to_stay_stays(client: Client) -> None:
-    job = run(client, "setsid sleep 1000 & echo $!", leave=["sleep"])
-    assert job["outcome"] == "succeeded"
-    (left,) = job["left"]
-    assert left["command"] == "sleep 1000"
+    script = "while read x; do head -c 1000000 /dev/zero; echo $x; done"
+    helper = ["/bin/sh", "-c", f"mkfifo p; exec 9<>p; setsid sh -c '{script}' <&9 & "]
+    folder = Path(client.state_dir).parent
+    job = client.delegate(helper, cwd=str(folder), in_place=True, leave=["sh -c while*"])
+    done = client.wait([job["id"]])["jobs"][0]
+    (left,) = done["left"]
+    assert left["command"] == f"sh -c {script}"
     assert not process.is_zombie(left["pid"])
+    # It can go on writing: somebody still reads its output.
+    (folder / "p").write_text("one\ntwo\n")
+    faultlab.until(lambda: log(client, job).endswith(b"two\n"))
+    assert len(log(client, job)) == 2 * 1000004
     os.kill(left["pid"], signal.SIGKILL)
 
 

@@ -247,7 +247,8 @@ class Methods:
         if hidden:
             self.performer.secrets[id] = hidden
             await self.performer.share_secrets(job)
-        if ask.owner and ask.owner not in self.feed.subscribers and is_reader_name(ask.owner):
+        is_named = bool(ask.owner) and not ask.owner.startswith("session:")
+        if is_named and ask.owner not in self.feed.subscribers and is_reader_name(ask.owner):
             await self.feed.subscriber(ask.owner)
         created: dict[str, object] = {"name": name, "task": ask.task, "argv": list(argv), "agent": ask.agent}
         await self.engine.add(job, [Notice("job.created", created), Notice("job.queued", {})])
