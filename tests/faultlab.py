@@ -4,19 +4,26 @@ The agent notes its nonce in a file that must not exist (so a second execution f
 streams, and ends in a way that its number decides. So log, status and number of executions can be checked exactly.
 """
 
+import contextlib
+import ctypes
+import errno
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agentd import jobdir, process
-from agentd.client import Client, ConnectionLost
+from agentd.client import Client, ConnectionLost, Job
 from agentd.core.errors import AgentdError, NotNow
 
 KINDS = ("daemon", "keeper", "zygote")
@@ -271,6 +278,8 @@ def random_kills(folder: Path, kinds: tuple[str, ...], count: int, seed: int, wi
     lab = Lab(folder, seed, without)
     if len(kinds) > 1:
         lab.pauses = ("0.01", "0.03", "0.1")  # longer lives: many an agent outlives all of ours
+    if len(kinds) == len(KINDS):
+        lab.pauses = ("0.05", "0.1", "0.2")
     try:
         while lab.kills < count:
             while len(lab.live()) < 5:
@@ -284,6 +293,567 @@ def random_kills(folder: Path, kinds: tuple[str, ...], count: int, seed: int, wi
     finally:
         lab.close()
     return lab
+
+
+# --- one fault at a time ------------------------------------------------------------------------------------
+
+ONCE = 'set -C; : > "$PROOF/$AGENTD_NONCE" || exit 99; set +C\n'
+"""The first line of every script: a second execution of an attempt fails, and is seen."""
+ENOUGH_S = 5.0
+"""How long a new delegate may take on a machine that is shared (the promise is 2 s on a quiet one)."""
+is_long = bool(os.environ.get("AGENTD_LONG"))
+
+
+class Scene:
+    """A state folder and its processes, for one fault. At its end everything is stopped, and nothing may be left.
+
+    ``without``: mechanisms to switch off. All processes are found by a mark in their environment.
+    """
+
+    def __init__(self, folder: Path, without: str = "", state: Path | None = None) -> None:
+        self.folder = folder
+        self.proof = folder / "proof"
+        self.proof.mkdir(parents=True, exist_ok=True)
+        self.state = str(state or folder / "state")
+        self.mark = uuid.uuid4().hex
+        self.before = {name: os.environ.get(name) for name in ("AGENTD_LAB", "AGENTD_WITHOUT")}
+        os.environ["AGENTD_LAB"] = self.mark
+        os.environ["AGENTD_WITHOUT"] = without
+        self.client = Client(self.state, owner="lab")
+        self.mine: list[subprocess.Popen[bytes]] = []
+        self.base: tuple[int, int] = (0, 0)
+        """The daemon's pid, and how many descriptors it has when it has nothing to do."""
+
+    def __enter__(self) -> "Scene":
+        try:
+            self.client.ask("events.subscribe", name="reader", follow=False)
+            self.base = self.idle()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self.close(in_peace=kind is None)
+        finally:
+            for name, value in self.before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+    # --- jobs -----------------------------------------------------------------------------------------------
+
+    def environment(self) -> dict[str, str]:
+        return {"PROOF": str(self.proof), "LAB": self.mark, "PATH": os.environ["PATH"], "PYTHON": sys.executable}
+
+    def delegate(self, script: str, **options: Any) -> int:
+        """A job that runs a shell script: in place, if it is not said otherwise."""
+        options = {"in_place": True, "limits": {}, "cwd": str(self.folder)} | options
+        job = self.client.delegate(["/bin/sh", "-c", ONCE + script], environment=self.environment(), **options)
+        return int(job["id"])
+
+    def running(self, script: str, **options: Any) -> int:
+        """A job whose script has come to a line that calls ``ready``."""
+        id = self.delegate(f'ready() {{ : > "$PROOF/ready.$AGENTD_JOB"; }}\n{script}', **options)
+        until(lambda: (self.proof / f"ready.{id}").exists(), what=lambda: f"job {id} does not run")
+        return id
+
+    def wait(self, *ids: int, timeout: float = 60.0) -> list[Job]:
+        answer = self.client.wait(ids, timeout=timeout)
+        if answer["timed_out"]:
+            raise Violation(f"jobs do not end: {[(job['id'], job['state']) for job in answer['jobs']]}")
+        return list(answer["jobs"])
+
+    def attempt(self, id: int) -> str:
+        return f"{self.state}/jobs/{id}/1"
+
+    def record(self, id: int, name: str) -> dict[str, Any]:
+        return jobdir.read(self.attempt(id), f"{name}.json") or {}
+
+    def log(self, id: int, stream: str = "out") -> bytes:
+        return b"".join(data for _, data in jobdir.read_range(self.attempt(id), stream, 0, 1 << 50))
+
+    def events(self, type: str = "", since: int = 0) -> list[dict[str, Any]]:
+        return [e for e in self.client.events(since=since, follow=False) if e["type"].startswith(type)]
+
+    # --- processes ------------------------------------------------------------------------------------------
+
+    def daemon(self) -> int:
+        return int(self.client.ask("daemon.status")["pid"])
+
+    def zygote(self) -> int:
+        return int(self.client.ask("daemon.status")["zygote"])
+
+    def keeper(self, id: int) -> int:
+        """Who holds the attempt now: waited for, if nobody does."""
+        title = f"agentd-keeper {id}.1"
+        found: list[int] = []
+
+        def is_there() -> bool:
+            found[:] = [pid for pid in self.ours() if command_of(pid).startswith(title)]
+            found[:] = [pid for pid in found if not parent_title(str(pid)).startswith("agentd-keeper")]
+            return bool(found) and os.path.exists(f"{self.attempt(id)}/keeper.sock")
+
+        until(is_there, what=lambda: f"job {id} has no keeper")
+        return found[0]
+
+    def leader(self, id: int) -> int:
+        until(lambda: bool(self.record(id, "agent")), what=lambda: f"job {id} has no agent")
+        return int(self.record(id, "agent")["agent"]["pid"])
+
+    def ours(self) -> list[int]:
+        return with_environment(f"AGENTD_LAB={self.mark}")
+
+    def agents(self) -> list[int]:
+        return with_environment(f"LAB={self.mark}")
+
+    def spawn(self, argv: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+        """A helper of the test, ended with the scene."""
+        child = subprocess.Popen(argv, **options)
+        self.mine.append(child)
+        return child
+
+    def python(self, code: str, *words: str, **options: Any) -> "subprocess.Popen[bytes]":
+        return self.spawn([sys.executable, "-c", code, *words], **options)
+
+    def idle(self) -> tuple[int, int]:
+        """The daemon's pid and descriptors, when this client's is its only connection."""
+        pid = self.daemon()
+        return pid, len(os.listdir(f"/proc/{pid}/fd"))
+
+    # --- what must hold after every fault -------------------------------------------------------------------
+
+    def check(self, ended: dict[int, int | str], told: bool = True) -> None:
+        """I1 to I11, as far as one fault can touch them. ``ended``: how each job must have ended: its exit code,
+        the negative of its signal, or an outcome. ``told``: the reader "reader" was told each completion."""
+        jobs = {int(job["id"]): job for job in self.client.jobs(all=True)}
+        faults: list[str] = []
+        for id, how in ended.items():
+            if id not in jobs:
+                faults.append(f"I1: job {id} is not listed")
+            else:
+                faults += [f"job {id}: {fault}" for fault in self.faults_of(jobs[id], how)]
+        faults += self.faults_of_feed(ended) if told else []
+        faults += [f"I6: process {pid} is left: {command_of(pid)}" for pid in self.agents()]
+        faults += [f"I6: zombie {pid} of process {parent}" for pid, parent in zombies(self.ours())]
+        cgroup = self.client.ask("daemon.doctor")["cgroup"]
+        until(lambda: not groups_below(cgroup), 5.0, lambda: f"I6: control groups are left: {groups_below(cgroup)}")
+        faults += self.faults_of_a_new_job()
+        until(self.is_at_base, 5.0, lambda: f"I10: the daemon had {self.base} descriptors and has {self.idle()}")
+        if faults:
+            raise Violation("\n".join(faults))
+
+    def faults_of(self, job: Job, how: int | str) -> Iterator[str]:
+        got = job["outcome"] if isinstance(how, str) else job["exit_code"]
+        if isinstance(how, int) and job["signal"] is not None:
+            got = -job["signal"]
+        if job["state"] != "done" or got != how:
+            yield f"I4: is {job['state']} {job['outcome']} {job['exit_code']} {job['signal']} {job['reason']}, not {how}"
+        path = self.attempt(job["id"])
+        nonce = (jobdir.read(path, "spec.json") or {}).get("nonce")
+        if not os.path.exists(self.proof / str(nonce)) and job["pid"] is not None and how != "unstarted":
+            yield "I2: was never executed"
+        for byte in (0, 1):
+            if process.byte_held(f"{path}/life.lock", byte) and not job["left"]:
+                yield f"I8: byte {byte} of its life.lock is held"
+        ends = [self.record(job["id"], "end").get("log", {}).get(s) for s in jobdir.STREAMS]
+        sizes = [jobdir.size(path, s) for s in jobdir.STREAMS]
+        if ends != [None, None] and ends != sizes:
+            yield f"I3: its log is said to have {ends} bytes and has {sizes}"
+
+    def faults_of_feed(self, ended: dict[int, int | str]) -> Iterator[str]:
+        completions: dict[int, set[int]] = {}
+        seqs = []
+        for event in self.client.events(name="reader", follow=False):
+            seqs.append(event["seq"])
+            if event["type"] == "job.completed":
+                completions.setdefault(event["job"], set()).add(event["seq"])
+        if seqs != sorted(set(seqs)):
+            yield f"I5: events out of order: {seqs}"
+        for id in ended:
+            if len(completions.get(id, ())) != 1:
+                yield f"I5: job {id} was completed {len(completions.get(id, ()))} times"
+
+    def faults_of_a_new_job(self) -> Iterator[str]:
+        began = time.monotonic()
+        id = self.delegate("exit 3")
+        (job,) = self.wait(id)
+        took = time.monotonic() - began
+        if job["exit_code"] != 3:
+            yield f"I9: a new job ended {job['outcome']} {job['exit_code']} {job['reason']}"
+        if took > ENOUGH_S:
+            yield f"I9: a new job took {took:.1f} s"
+
+    def is_at_base(self) -> bool:
+        pid, count = self.idle()
+        return pid != self.base[0] or count <= self.base[1] + 1  # the store's journal may have been opened since
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def close(self, in_peace: bool = True) -> None:
+        """Stop everything; ``in_peace``: and see that nothing is left."""
+        try:
+            for child in self.mine:
+                if child.poll() is None:
+                    child.kill()
+                child.wait()
+                for pipe in (child.stdin, child.stdout, child.stderr):
+                    if pipe is not None:
+                        pipe.close()
+            for pid in self.ours():
+                os.kill(pid, signal.SIGCONT)
+            if in_peace:
+                self.client.ask("daemon.stop", kill_jobs=True)
+        finally:
+            self.client.close()
+            if not in_peace:
+                end_all(lambda: [*self.ours(), *self.agents()])
+        try:
+            until(lambda: not self.ours() and not self.agents(), what=self.leftovers)
+        finally:
+            end_all(lambda: [*self.ours(), *self.agents()])
+
+    def leftovers(self) -> str:
+        return "processes left behind: " + ", ".join(
+            f"{pid} {command_of(pid)}" for pid in [*self.ours(), *self.agents()]
+        )
+
+
+def end_all(who: Callable[[], list[int]]) -> None:
+    """kill -9, each by its pid, until nobody is left."""
+    while pids := who():
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        threading.Event().wait(0.01)
+
+
+def with_environment(pair: str) -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if pair.encode() in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+                    found.append(int(name))
+    return found
+
+
+def zombies(parents: list[int]) -> list[tuple[int, int]]:
+    """Dead children that one of ``parents`` has not reaped, looked at twice: it may just be doing so."""
+
+    def seen() -> set[tuple[int, int]]:
+        return {(pid, parent) for parent in parents for pid in process.children(parent) if process.is_zombie(pid)}
+
+    first = seen()
+    deadline = time.monotonic() + 2.0
+    while first and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+        first &= {pair for pair in seen() if os.path.exists(f"/proc/{pair[0]}")}
+    return sorted(first)
+
+
+def command_of(pid: int) -> str:
+    return str(process.describe(pid)["command"]).rstrip("\0 ")
+
+
+def groups_below(path: str | None) -> list[str]:
+    """The control groups of jobs. The one for helpers that were let go stays while they live."""
+    if path is None or not os.path.exists(f"{path}/cgroup.procs"):
+        return []
+    names = [name for name in os.listdir(path) if os.path.isdir(f"{path}/{name}")]
+    return [name for name in names if name != "left"]
+
+
+def state_of(pid: int) -> str:
+    """R, S, D, T, Z as in ps; "" when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+    except OSError:
+        return ""
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# --- the means of breaking things ---------------------------------------------------------------------------
+
+CALLS = (
+    *("openat", "write", "pwrite64", "fsync", "fdatasync", "rename", "unlink"),
+    *("close", "mkdir", "sendto", "sendmsg"),
+)
+"""The system calls by which daemon and keeper change anything."""
+
+
+class Strace:
+    """strace attached to a live process: ``inject`` is "CALL:signal=KILL:when=3", "fsync:error=EIO:when=1" and so on.
+
+    ``follow``: its other threads and its children too, each with a count of its own.
+    """
+
+    def __init__(self, pid: int, folder: Path, calls: Sequence[str], inject: str = "", follow: bool = True) -> None:
+        self.out = folder / "trace.out"
+        self.out.unlink(missing_ok=True)
+        command = ["strace", "-qq", "-o", str(self.out), "-e", "trace=" + ",".join(calls)]
+        command += ["-f"] if follow else []
+        command += ["-e", f"inject={inject}"] if inject else []
+        self.said = folder / "trace.err"
+        with self.said.open("wb") as said:
+            self.strace = subprocess.Popen([*command, "-p", str(pid)], stderr=said)
+        self.pid = pid
+        until(self.is_attached, 10.0, lambda: f"strace cannot attach: {self.said.read_text()}")
+
+    def is_attached(self) -> bool:
+        if self.strace.poll() is not None:
+            raise Violation(f"strace ended: {self.said.read_text()}")
+        return all(tracer_of(self.pid, tid) for tid in self.threads())
+
+    def threads(self) -> list[str]:
+        if "-f" not in self.strace.args:  # type: ignore[operator]
+            return [str(self.pid)]
+        try:
+            return os.listdir(f"/proc/{self.pid}/task")
+        except FileNotFoundError:
+            return []
+
+    def __enter__(self) -> "Strace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.strace.terminate()  # it detaches: the process goes on
+        self.strace.wait()
+
+    def counts(self) -> dict[str, int]:
+        """The most often one thread made each call. Call it after the end."""
+        found: dict[tuple[str, str], int] = {}
+        for line in self.out.read_text(errors="replace").splitlines():
+            who, _, rest = line.partition(" ")
+            if not who.isdigit():
+                who, rest = "", line
+            name = rest.strip().partition("(")[0]
+            if name.isidentifier() and "(" in rest:
+                found[name, who] = found.get((name, who), 0) + 1
+        most: dict[str, int] = {}
+        for (name, _), count in found.items():
+            most[name] = max(most.get(name, 0), count)
+        return most
+
+
+def tracer_of(pid: int, tid: str) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/task/{tid}/status").read_text()
+    except OSError:
+        return True  # that thread has just ended
+    return "TracerPid:\t0\n" not in status
+
+
+def can_trace() -> str | None:
+    """Why strace cannot be attached to a process that is no child of it; None if it can."""
+    if shutil.which("strace") is None:
+        return "strace is not installed"
+    scope = Path("/proc/sys/kernel/yama/ptrace_scope")
+    if os.getuid() != 0 and scope.exists() and scope.read_text().strip() != "0":
+        return "needs root here: yama lets nobody else trace processes that are not its children"
+    return None
+
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root: mounts, control groups or another uid")
+needs_trace = pytest.mark.skipif(can_trace() is not None, reason=str(can_trace()))
+
+
+def sh(command: str) -> None:
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def small_disk(place: Path, options: str) -> Iterator[Path]:
+    """A tmpfs of its own, as small as ``options`` say. Needs root."""
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    sh(f"mount -t tmpfs -o mode=0700,{options} tmpfs {place}")
+    try:
+        yield place
+    finally:
+        sh(f"umount {place} || umount -l {place}")
+
+
+def fill(place: Path) -> Path:
+    """A ballast file that leaves not a byte; delete it to give the room back."""
+    ballast = place / "ballast"
+    with ballast.open("ab", buffering=0) as file:
+        size = 1 << 16
+        while size:
+            try:
+                file.write(b"x" * size)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                size //= 2
+    return ballast
+
+
+@contextlib.contextmanager
+def group(kind: str, **settings: object) -> Iterator[Path]:
+    """A version 1 control group (or a version 2 one, kind ``unified``) of this test alone. Needs root."""
+    home = Path("/sys/fs/cgroup") / kind
+    if not (home / "cgroup.procs").exists():
+        pytest.skip(f"no {kind} control group hierarchy at {home}")
+    place = home / f"agentd-faults-{uuid.uuid4().hex[:8]}"
+    place.mkdir()
+    try:
+        for name, value in settings.items():
+            (place / name.replace("__", ".")).write_text(str(value))
+        yield place
+    finally:
+        for folder, _, _ in os.walk(place, topdown=False):
+            for pid in (Path(folder) / "cgroup.procs").read_text().split():
+                with contextlib.suppress(OSError):
+                    (home / "cgroup.procs").write_text(pid)
+            until(lambda folder=folder: removed(folder), 10.0, lambda: f"{place} is still in use")
+
+
+def removed(folder: str) -> bool:
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+    return not os.path.exists(folder)
+
+
+def join(place: Path, pid: int) -> None:
+    (place / "cgroup.procs").write_text(str(pid))
+
+
+def fork(run: Callable[[], None]) -> int:
+    """A child of the test that runs a function and ends."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            run()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def in_own_pid_namespace(folder: Path, module: str, function: str) -> None:
+    """Run ``module.function(folder)`` as process 1 of a PID namespace, where pids can be chosen. Needs root."""
+    code = f"import sys, pathlib, {module} as m; m.{function}(pathlib.Path(sys.argv[1]))"
+    command = ["unshare", "-pf", "--mount-proc", "--kill-child", sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=with_path())
+    if done.returncode != 0:
+        raise Violation(f"{function} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+
+
+def with_path() -> dict[str, str]:
+    """This environment, with our modules to be found in it."""
+    here = Path(__file__).resolve().parent
+    return {**os.environ, "PYTHONPATH": f"{here.parent}:{here}"}
+
+
+def fork_with_pid(want: int, run: Callable[[], None]) -> int:
+    """A child that has exactly this pid. Only in a PID namespace of one's own."""
+    while True:
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(want - 1))
+        pid = fork(run)
+        if pid == want:
+            return pid
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+# --- killing a keeper at its nth system call ----------------------------------------------------------------
+
+PTRACE_CONT, PTRACE_SYSCALL, PTRACE_DETACH = 7, 24, 17
+PTRACE_SETOPTIONS, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_GET_SYSCALL_INFO = 0x4200, 0x4206, 0x4207, 0x420E
+O_SYSGOOD, O_FORKS = 1, 2 | 4 | 8
+MUTATING = {
+    # x86_64: number -> name. The calls by which a keeper changes a file, a process or a socket.
+    **{1: "write", 18: "pwrite64", 20: "writev", 46: "sendmsg", 44: "sendto", 42: "connect", 49: "bind"},
+    **{74: "fsync", 75: "fdatasync", 82: "rename", 87: "unlink", 133: "mknod", 259: "mknodat", 83: "mkdir"},
+    **{84: "rmdir", 56: "clone", 57: "fork", 58: "vfork", 435: "clone3", 257: "openat", 2: "open", 3: "close"},
+    **{275: "splice", 247: "waitid", 61: "wait4", 424: "pidfd_send_signal", 72: "fcntl", 293: "pipe2", 285: "fallocate"},
+}
+
+
+class KeeperTracer:
+    """A process that kills the next keeper of a zygote as it enters its ``nth`` mutating call; 0: never.
+
+    strace cannot do this: with -f it counts in the zygote and in the agent too. ``calls`` has the names of the calls
+    that were made (the last one was not executed, if the keeper was killed).
+    """
+
+    def __init__(self, zygote: int, nth: int) -> None:
+        self.read_end, write_end = os.pipe()
+        attached, tell = os.pipe()
+        self.zygote = zygote
+        self.pid = fork(lambda: trace_next_keeper(zygote, nth, write_end, tell))
+        os.close(write_end)
+        os.close(tell)
+        try:
+            if os.read(attached, 1) != b"a":
+                raise Violation("cannot trace the zygote")
+        finally:
+            os.close(attached)
+
+    def __enter__(self) -> "KeeperTracer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.kill(self.pid, signal.SIGKILL)  # the kernel detaches what it traced
+        os.waitpid(self.pid, 0)
+        os.close(self.read_end)
+
+    def calls(self) -> list[str]:
+        """All calls so far, of a keeper that is known to have made its last one."""
+        os.set_blocking(self.read_end, False)
+        told = b""
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(self.read_end, 65536):
+                told += piece
+        return told.decode().split()
+
+
+def trace_next_keeper(zygote: int, nth: int, told: int, attached: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    libc.ptrace.restype = ctypes.c_long
+
+    def ptrace(request: int, pid: int, address: int = 0, data: Any = 0) -> int:
+        return int(libc.ptrace(request, pid, address, data))
+
+    if ptrace(PTRACE_SEIZE, zygote, 0, O_SYSGOOD | O_FORKS) != 0:
+        return
+    os.write(attached, b"a")
+    keeper, count = 0, 0
+    info = ctypes.create_string_buffer(128)
+    while True:
+        pid, status = os.waitpid(-1, 0x40000000)  # __WALL
+        if not os.WIFSTOPPED(status):
+            continue
+        number, event = os.WSTOPSIG(status), status >> 16
+        if pid == zygote or (keeper and pid != keeper):
+            # The zygote goes on; of its children only the first is looked at, of the keeper's none.
+            if pid == zygote:
+                ptrace(PTRACE_CONT, pid, 0, 0 if event else number)
+            else:
+                ptrace(PTRACE_DETACH, pid, 0, 0)
+            continue
+        if not keeper:
+            keeper = pid
+            ptrace(PTRACE_SETOPTIONS, pid, 0, O_SYSGOOD)
+        elif number == signal.SIGTRAP | 0x80:
+            ptrace(PTRACE_GET_SYSCALL_INFO, pid, len(info), ctypes.addressof(info))
+            if info.raw[0] == 1:  # entry
+                name = MUTATING.get(int.from_bytes(info.raw[24:32], sys.byteorder))
+                if name is not None:
+                    count += 1
+                    os.write(told, f"{name}\n".encode())
+                    if count == nth:
+                        os.kill(pid, signal.SIGKILL)
+                        continue
+        ptrace(PTRACE_SYSCALL, pid, 0, 0 if event or number & 0x80 else number)
 
 
 def main(argv: list[str]) -> int:

@@ -34,13 +34,15 @@ RINGS: dict[str, set[str]] = {
     "zygote": {"jobdir", "protocol", "process", "paths", "keeper"},
     # the client starts the daemon as `sys.executable -m agentd.daemon`, never by importing it
     "client": {"core", "protocol", "jobdir", "process", "paths"},
+    # reads an attempt's files and listens to its keeper: works while the daemon is dead
+    "follow": {"core", "protocol", "jobdir", "process", "paths"},
     "runners": {"core", "protocol", "jobdir", "client", "process", "paths"},
     "daemon": {
         *{"core", "protocol", "store", "git", "jobdir", "agents", "config", "process", "paths"},
         *{"keeper", "zygote", "runners"},
     },
     # what the user and the main agent touch; none of it ever meets the daemon
-    "cli": {"client", "core", "protocol", "config", "process", "paths"},
+    "cli": {"client", "follow", "core", "protocol", "config", "process", "paths"},
     "mcp": {"client", "core", "protocol", "config", "process", "paths"},
     "bridges": {"client", "core", "protocol", "config", "process", "paths"},
     "chat": {"client", "core", "protocol", "config", "process", "paths", "runners"},

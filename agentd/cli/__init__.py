@@ -1,0 +1,95 @@
+"""The command line: ``main`` is the console entry, and the one door through which errors leave.
+
+A verb is a function in a module of its own, imported only when it is called: the table in :mod:`agentd.cli.verbs`
+names it. It prints data on stdout and talk on stderr, and returns its exit code (None is 0). What it cannot do it
+raises as an AgentdError, which becomes one line here, or one JSON object after ``--json``.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from agentd.core.errors import EXIT_FAULT, AgentdError
+
+EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141  # 128 + SIGPIPE, as a shell tells of a program whose reader has gone
+
+
+def main() -> int:
+    """Run the command line of this process; its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    return guarded(sys.argv[1:])
+
+
+def guarded(args: Sequence[str]) -> int:
+    try:
+        code = dispatch(list(args) or ["--help"])
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        silence()
+        return EXIT_PIPE
+    except AgentdError as error:
+        return tell(args, error.message, error.code, error.exit)
+    except Exception as error:
+        if os.environ.get("AGENTD_DEBUG") == "1":
+            raise
+        if is_disk_full(error):
+            return tell(args, f"cannot write the output: {error.strerror}", "disk_full", 75)  # type: ignore[attr-defined]
+        what = f"agentd failed: {type(error).__name__}: {error}; AGENTD_DEBUG=1 shows where"
+        return tell(args, what, "fault", EXIT_FAULT)
+
+
+def dispatch(args: list[str]) -> int:
+    import typer
+    from typer.exceptions import TyperException
+
+    from agentd.cli import verbs
+
+    try:
+        with verbs.command_line().make_context("agentd", args) as context:
+            code = context.command.invoke(context)
+            return code if isinstance(code, int) else 0
+    except typer.Exit as end:
+        return end.exit_code
+    except typer.Abort:
+        return 1
+    except TyperException as error:
+        raise AgentdError(verbs.sentence(error, args), "usage", error.exit_code) from None
+
+
+def tell(args: Sequence[str], message: str, code: str, exit: int) -> int:
+    """One failure: a line on stderr, or with ``--json`` an object on stdout."""
+    from agentd.cli import render, verbs
+
+    try:
+        if verbs.wants_json(args):
+            import json
+
+            print(json.dumps({"ok": False, "code": code, "error": message}), flush=True)
+        else:
+            print(f"agentd: {render.one_line(message)}", file=sys.stderr, flush=True)
+    except OSError:
+        silence()
+    return exit
+
+
+def is_disk_full(error: Exception) -> bool:
+    import errno
+
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def silence() -> None:
+    """Nobody reads any more: what is still buffered goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for fd in (1, 2):
+        try:
+            (sys.stdout if fd == 1 else sys.stderr).flush()
+        except (OSError, ValueError):
+            os.dup2(nowhere, fd)
+    os.close(nowhere)

@@ -1,0 +1,150 @@
+"""``agentd logs JOB``: what a job wrote, from its files; the daemon may be dead."""
+
+import codecs
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from agentd import follow
+from agentd.cli import options, render
+from agentd.client import Client
+from agentd.core.errors import EXIT_FAULT, NotNow, Refused, Usage
+from agentd.follow import Piece
+
+
+def logs(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Its id, its name, or %n, %+, %-.")],
+    is_following: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job ends.")] = False,
+    tail: Annotated[int | None, typer.Option("-n", "--tail", metavar="N", min=0, help="The last N lines.")] = None,
+    since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="10m ago, or an ISO date.")] = None,
+    timestamps: Annotated[bool, typer.Option("-t", "--timestamps", help="When each line came.")] = False,
+    attempt: Annotated[int | None, typer.Option("--attempt", metavar="N", help="Of an earlier attempt.")] = None,
+    stdout: Annotated[bool, typer.Option("--stdout", help="Only its standard output.")] = False,
+    stderr: Annotated[bool, typer.Option("--stderr", help="Only its standard error.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Escape codes too, on a terminal.")] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="With -f: exit as the job did.")] = False,
+    quiet: options.Quiet = False,
+    no_color: options.NoColor = False,
+) -> int:
+    """Show what a job wrote, both streams in the order in which it came."""
+    if exit_code and not is_following:
+        raise Usage("--exit-code goes with -f: without it the job may not have ended", "usage")
+    begin = None if since is None else moment(since)
+    client = Client(start=False)
+    path = follow.attempt_path(client.state_dir, resolve(client, job), attempt)
+    client.close()
+    wanted = follow.STREAMS if stdout == stderr else (("out",) if stdout else ("err",))
+    printer = Printer(timestamps, is_clean=not raw and sys.stdout.isatty())
+    with follow.Reader(path, wanted) as reader:
+        if begin is not None:
+            reader.skip_before(begin)
+        if tail is not None:
+            reader.skip_to_tail(tail)
+        told = 0
+        for piece in follow.follow(reader) if is_following else reader.pieces():
+            if reader.dropped > told and not quiet:
+                options.say(f"{reader.dropped - told} bytes were dropped here (--log-max)")
+                told = reader.dropped
+            printer.show(piece)
+        printer.finish()
+    if exit_code:
+        code = follow.code_of(path)
+        return EXIT_FAULT if code is None else code
+    return 0
+
+
+def resolve(client: Client, ref: str) -> int:
+    """The id: a number is one; a name is the daemon's to know, or the files' if there is no daemon."""
+    if ref.isascii() and ref.isdigit() and len(ref) < 16:
+        return int(ref)
+    try:
+        return int(client.ask("jobs.resolve", jobs=[ref], owner=client.owner)["ids"][0])
+    except NotNow as error:
+        if error.code != "no_daemon":
+            raise
+    id = follow.job_named(client.state_dir, ref)
+    if id is None:
+        raise Refused(
+            f'no job "{render.one_line(ref, 80)}" (no daemon is running, so only whole names and ids are known);'
+            " start it with: agentd daemon start",
+            "unknown_job",
+        )
+    return id
+
+
+def moment(text: str) -> int:
+    """Nanoseconds since the epoch of ``10m`` (ago) or an ISO date and time (local, unless it says)."""
+    try:
+        return int(datetime.fromisoformat(text).timestamp() * 1e9)
+    except (ValueError, OverflowError):
+        pass
+    try:
+        return int((time.time() - (options.seconds("--since", text) or 0.0)) * 1e9)
+    except Usage:
+        raise Usage(
+            f'--since: a time such as 10m, or 2026-01-31T12:00, not "{render.one_line(text, 80)}"', "bad_time"
+        ) from None
+
+
+class Printer:
+    """Bytes as they are; with timestamps, and cleaned, where asked. Each stream has its own unfinished rest."""
+
+    def __init__(self, timestamps: bool, is_clean: bool) -> None:
+        self.timestamps = timestamps
+        self.at_start = dict.fromkeys(follow.STREAMS, True)
+        self.cleaners = {stream: Cleaner() for stream in follow.STREAMS} if is_clean else {}
+
+    def show(self, piece: Piece) -> None:
+        data = piece.data
+        if piece.stream in self.cleaners:
+            data = self.cleaners[piece.stream].feed(data)
+        self.write(self.stamped(piece, data) if self.timestamps else data)
+
+    def stamped(self, piece: Piece, data: bytes) -> bytes:
+        when = datetime.fromtimestamp(piece.at / 1e9, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        stamp = when.encode() + b" "
+        lines = data.splitlines(keepends=True) if b"\r" not in data else split_after_newlines(data)
+        parts = []
+        for line in lines:
+            parts += [stamp, line] if self.at_start[piece.stream] else [line]
+            self.at_start[piece.stream] = line.endswith(b"\n")
+        return b"".join(parts)
+
+    def finish(self) -> None:
+        for cleaner in self.cleaners.values():
+            self.write(cleaner.feed(b"", is_last=True))
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(1, view) :]
+
+
+def split_after_newlines(data: bytes) -> list[bytes]:
+    lines = data.split(b"\n")
+    return [line + b"\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
+
+
+class Cleaner:
+    """:func:`render.clean` for a text that comes in pieces: what may be the head of a sequence waits."""
+
+    def __init__(self) -> None:
+        self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self.rest = ""
+
+    def feed(self, data: bytes, is_last: bool = False) -> bytes:
+        text = self.rest + self.decoder.decode(data, is_last)
+        cut = len(text)
+        if not is_last:
+            start = max(text.rfind("\x1b", len(text) - 256), text.rfind("\x9b", len(text) - 256))
+            if start >= 0:
+                found = render.SEQUENCE.match(text, start)
+                cut = cut if found else start
+            elif text.endswith("\r"):
+                cut -= 1
+        self.rest = text[cut:]
+        return render.clean(text[:cut]).encode()

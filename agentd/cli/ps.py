@@ -1,0 +1,105 @@
+"""``agentd ps`` for people and programs; ``agentd jobs`` as a shell shows them."""
+
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from agentd.cli import options, render
+from agentd.client import Client
+
+All = Annotated[bool, typer.Option("-a", "--all", help="Those that have ended, too.")]
+Last = Annotated[int | None, typer.Option("-n", "--last", metavar="N", min=0, help="The N newest, ended ones too.")]
+Latest = Annotated[bool, typer.Option("-l", "--latest", help="The newest one.")]
+
+
+def ps(
+    all: All = False,
+    mine: Annotated[bool, typer.Option("--mine", help="Only your own.")] = False,
+    last: Last = None,
+    latest: Latest = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew whenever something happens.")] = False,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+    no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Whole commands, whatever the width.")] = False,
+    no_color: options.NoColor = False,
+) -> None:
+    """List jobs that have not ended; -a: all."""
+    count = 1 if latest else last
+
+    def show() -> None:
+        jobs = chosen(client, all, mine, count)
+        if json:
+            options.print_json(jobs)
+        elif quiet:
+            print_lines([str(job["id"]) for job in jobs])
+        else:
+            print_table(jobs, None if no_trunc else options.width(), options.has_color(no_color))
+
+    with Client() as client:
+        if not watch:
+            return show()
+        seen = newest(client)
+        draw(show)
+        for event in client.events(since=seen):
+            if event["seq"] > seen:  # what came while we drew is on the screen already
+                seen = newest(client)
+                draw(show)
+
+
+def newest(client: Client) -> int:
+    return int(client.ask("daemon.status")["newest_seq"])
+
+
+def draw(show: object) -> None:
+    if sys.stdout.isatty():
+        print("\x1b[H\x1b[2J", end="")
+    assert callable(show)
+    show()
+    sys.stdout.flush()
+
+
+def chosen(client: Client, all: bool, mine: bool, count: int | None) -> list[render.View]:
+    jobs = client.jobs(all=all or count is not None, mine=mine)
+    return jobs if count is None else jobs[len(jobs) - min(count, len(jobs)) :]
+
+
+def print_table(jobs: list[render.View], width: int | None, is_colored: bool) -> None:
+    now = time.time()
+    lines = render.table(render.PS_COLUMNS, [render.job_row(job, now) for job in jobs], width)
+    if is_colored:
+        lines[0] = f"\x1b[1m{lines[0]}\x1b[0m"
+    print_lines(lines)
+
+
+def print_lines(lines: list[str]) -> None:
+    if lines:
+        print("\n".join(lines))
+
+
+def jobs(
+    pids: Annotated[bool, typer.Option("-p", help="Only the pids.")] = False,
+    long: Annotated[bool, typer.Option("-l", help="With the pids.")] = False,
+    running: Annotated[bool, typer.Option("-r", help="Only running ones.")] = False,
+    stopped: Annotated[bool, typer.Option("-s", help="Only stopped ones.")] = False,
+    all: All = False,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+    no_color: options.NoColor = False,
+) -> None:
+    """List your own jobs as a shell does: [1]+  Running   make &"""
+    with Client() as client:
+        mine = client.jobs(all=all, mine=True)
+        everything = client.jobs(all=True, mine=True)
+    if running or stopped:
+        states = {state for state, is_asked in (("running", running), ("stopped", stopped)) if is_asked}
+        mine = [job for job in mine if job["state"] in states]
+    if json:
+        return options.print_json(mine)
+    if quiet:
+        return print_lines([str(job["id"]) for job in mine])
+    if pids:
+        return print_lines([str(job["pid"]) for job in mine if job["pid"] and job["state"] != "done"])
+    marks = render.bash_marks(everything)
+    print_lines([render.bash_line(job, marks.get(job["id"], ""), long) for job in mine])

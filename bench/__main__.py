@@ -1,0 +1,55 @@
+"""scripts/bench [--quick] [--only NAME ...] [--out DIR] [--work DIR]: one readable report."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from . import delegate, latency, peers, report, scale, start, throughput, worktrees
+from .lab import Lab
+
+# Its order is the report's. To add a measurement: write the module, add the line.
+MEASUREMENTS = {
+    "delegate": delegate.measure,
+    "start": start.measure,
+    "latency": latency.measure,
+    "throughput": throughput.measure,
+    "worktrees": worktrees.measure,
+    "scale": scale.measure,
+    "peers": peers.measure,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure agentd beside its alternatives.")
+    parser.add_argument("--quick", action="store_true", help="few samples, small numbers: does everything work?")
+    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS), metavar="NAME",
+                        help=f"some of: {', '.join(MEASUREMENTS)}")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("bench-report"), help="where the report goes")
+    parser.add_argument("--work", help="a folder on the disk to measure on; default: a temporary one")
+    options = parser.parse_args()
+    out = options.out.absolute()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    began = time.monotonic()
+    load_before = os.getloadavg()[0]
+    lab = Lab(options.quick, options.work)
+    lab.load_before = load_before
+    results: dict[str, report.Result] = {}
+    try:
+        for name in [name for name in MEASUREMENTS if name in options.only]:
+            report.progress(f"{name} …")
+            started = time.monotonic()
+            results[name] = MEASUREMENTS[name](lab)
+            results[name].seconds = time.monotonic() - started
+            report.progress(f"{name}: {results[name].seconds:.0f} s")
+    finally:
+        lab.close()
+    path = report.write(out, results, lab, time.monotonic() - began)
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

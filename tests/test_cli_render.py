@@ -1,0 +1,122 @@
+"""What people are shown: pure functions."""
+
+from typing import Any
+
+import pytest
+
+from agentd.cli import render, verbs
+
+
+def view(**changes: Any) -> dict[str, Any]:
+    job: dict[str, Any] = {
+        "id": 7,
+        "name": "fix",
+        "state": "running",
+        "outcome": None,
+        "agent": "command",
+        "task": "",
+        "argv": ["sleep", "3"],
+        "number": 1,
+        "pid": 25400,
+        "exit_code": None,
+        "signal": None,
+        "reason": None,
+        "waiting": None,
+        "created_at": "2026-01-01T00:00:00.000Z",
+        "started_at": "2026-01-01T00:00:01.000Z",
+        "ended_at": None,
+    }
+    return job | changes
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain\ttext\n", "plain\ttext\n"),
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07x", "x"),
+        ("\x1b]52;c;aGk=\x1b\\x", "x"),
+        ("\x9b31mx", "x"),
+        ("a\rb\x00", "a\\x0db\\x00"),
+        ("line\r\n", "line\n"),
+        ("\x1b]0;never closed\nnext", "\\x1b]0;never closed\nnext"),
+        ("a\u202eb\u200bc", "a\\u202eb\\u200bc"),
+        ("\udcff", "\\udcff"),
+        ("Ünïcode 漢字", "Ünïcode 漢字"),
+    ],
+)
+def test_clean_leaves_nothing_that_drives_a_terminal(text: str, shown: str) -> None:
+    assert render.clean(text) == shown
+
+
+def test_a_long_run_of_openers_is_not_quadratic() -> None:
+    assert len(render.clean("\x9d" * 100_000)) == 400_000
+
+
+def test_a_line_stays_one_line() -> None:
+    assert render.one_line(" a\n  b\tc\x1b[1m ") == "a b c\\x1b[1m"
+    assert render.one_line("x" * 50, 10) == "x" * 9 + "…"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(-5, "0s"), (59.9, "59s"), (184, "3m04s"), (7500, "2h05m"), (356400, "4d03h")]
+)
+def test_spans(seconds: float, shown: str) -> None:
+    assert render.span(seconds) == shown
+
+
+def test_a_table_is_aligned_by_what_a_terminal_shows_and_cut_only_for_one() -> None:
+    rows = [["1", "漢字", "a long task"], ["22", "b", "short"]]
+    assert render.table(("ID", "NAME", "TASK"), rows) == [
+        "ID  NAME  TASK",
+        "1   漢字  a long task",
+        "22  b     short",
+    ]
+    assert render.table(("ID", "NAME", "TASK"), rows, 20)[1] == "1   漢字  a long ta…"
+
+
+@pytest.mark.parametrize(
+    ("job", "mark", "with_pid", "line"),
+    [
+        (view(), "-", False, "[1]-  Running                 sleep 3 &"),
+        (view(state="stopped"), "+", False, "[1]+  Stopped                 sleep 3 &"),
+        (view(), "-", True, "[1]- 25400 Running                 sleep 3 &"),
+        (view(state="done", outcome="failed", exit_code=7), "", False, "[1]   Exit 7                  sleep 3"),
+        (view(state="done", outcome="killed", signal=9), "", False, "[1]   Killed                  sleep 3"),
+        (view(state="done", outcome="succeeded", exit_code=0), "+", False, "[1]+  Done                    sleep 3"),
+    ],
+)
+def test_jobs_in_the_forms_of_bash(job: dict[str, Any], mark: str, with_pid: bool, line: str) -> None:
+    assert render.bash_line(job, mark, with_pid) == line
+
+
+def test_the_current_job_is_the_last_stopped_else_the_last_started() -> None:
+    jobs = [
+        view(id=1, started_at="2026-01-01T00:00:03.000Z"),
+        view(id=2, state="stopped"),
+        view(id=3, state="done", started_at="2026-01-01T00:00:09.000Z"),
+    ]
+    assert render.bash_marks(jobs) == {2: "+", 1: "-"}
+
+
+def test_what_a_dirty_tree_keeps_from_a_job() -> None:
+    found = {"modified": 3, "untracked": 2, "examples": ["a.py", "b\x1b[31m"]}
+    assert render.excluded_sentence(7, found) == (
+        "3 modified, 2 untracked files in your tree are not in job 7: a.py, b\\x1b[31m, …; use --with-changes"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "is_json"),
+    [
+        (["ps", "--json"], True),
+        (["delegate", "x", "--", "ls", "--json"], False),
+        (["run", "ls", "--json"], False),
+        (["run", "-d", "--json", "ls"], True),
+        (["run", "--name", "x", "--json", "ls"], True),
+        (["run", "-e", "A=1", "ls", "--json"], False),
+        (["run", "--timeout=5", "ls", "--json"], False),
+    ],
+)
+def test_whose_json_it_is(words: list[str], is_json: bool) -> None:
+    assert verbs.wants_json(words) is is_json
