@@ -122,7 +122,9 @@ class State:
     def finish(self, ids: Sequence[int], remove: bool = False, timeout: float = 600.0) -> list[dict[str, Any]]:
         answer = self.client.wait(list(ids), timeout=timeout)
         if answer["timed_out"]:
-            raise RuntimeError(f"jobs do not end: {[(j['id'], j['state']) for j in answer['jobs'] if not j['outcome']]}")
+            raise RuntimeError(
+                f"jobs do not end: {[(j['id'], j['state']) for j in answer['jobs'] if not j['outcome']]}"
+            )
         for id in ids if remove else ():
             self.client.remove(id)
         return list(answer["jobs"])

@@ -120,7 +120,13 @@ def measure(lab: Lab) -> Result:
         tables=[
             Table(
                 "",
-                ("manager (killed)", "job survives", "log complete", "exit status afterwards", "second copy on restart"),
+                (
+                    "manager (killed)",
+                    "job survives",
+                    "log complete",
+                    "exit status afterwards",
+                    "second copy on restart",
+                ),
                 [(name, *summed(rows)) for name, rows in found.items()],
             )
         ],

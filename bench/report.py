@@ -95,7 +95,9 @@ def table_text(table: Table) -> list[str]:
     """Markdown, its columns aligned for those who read it as it is."""
     rows = [[str(cell).replace("|", "\\|") for cell in row] for row in [table.head, *table.rows]]
     widths = [max(len(row[n]) for row in rows) for n in range(len(table.head))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 

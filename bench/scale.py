@@ -190,9 +190,7 @@ def finished_at(lab: Lab, state: State, empty: State, count: int) -> Row:
     live = ps_times(lab, state, [])
     everything = ps_times(lab, state, ["--all"])
     memory = private(state.status()["pid"])
-    startup = lab.interleaved(
-        lab.pick(2, 7), {"this": lambda: start_up(state), "empty": lambda: start_up(empty)}
-    )
+    startup = lab.interleaved(lab.pick(2, 7), {"this": lambda: start_up(state), "empty": lambda: start_up(empty)})
     return {
         "jobs": count,
         "run_per_s": new / took,
@@ -309,5 +307,3 @@ def lines(axes: Any, xs: list[float], label: str, unit: str, series: dict[str, l
     axes.set_xlabel(f"{label} (log)")
     axes.set_ylabel(f"{unit} (log)")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-

@@ -153,7 +153,9 @@ def lab_fs(lab: Lab) -> str:
 
 def draw(figure: Any, size: int, own: dict[str, list[float]], whole: dict[str, list[float]]) -> None:
     axes = figure.add_subplot()
-    names = [(f"{way}\n{what}", times[way]) for what, times in (("own time", own), ("until durable", whole)) for way in times]
+    names = [
+        (f"{way}\n{what}", times[way]) for what, times in (("own time", own), ("until durable", whole)) for way in times
+    ]
     for place, (_, times) in enumerate(names):
         values = [size / (1 << 20) / t for t in times]
         axes.bar(place, median(values), width=0.6, color="C0" if place % 2 == 0 else "C7")

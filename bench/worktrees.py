@@ -54,7 +54,9 @@ def measure(lab: Lab) -> Result:
             )
         ],
         goals=[
-            Goal(f"failures of {rounds} × {AT_ONCE} delegates at once", "0", str(len(ours.failures)), not ours.failures),
+            Goal(
+                f"failures of {rounds} × {AT_ONCE} delegates at once", "0", str(len(ours.failures)), not ours.failures
+            ),
             Goal("orphan branches, worktrees, lock files", "0", str(len(ours.left)), not ours.left),
         ],
         notes=[
@@ -101,7 +103,9 @@ def git_round(repo: Path, number: int, tally: Tally) -> None:
 
     def remove(n: int) -> None:
         """As one would: what is missing because it failed is no second failure."""
-        subprocess.run(["git", "worktree", "remove", "--force", str(repo.parent / f"tree-{n}")], cwd=repo, capture_output=True)
+        subprocess.run(
+            ["git", "worktree", "remove", "--force", str(repo.parent / f"tree-{n}")], cwd=repo, capture_output=True
+        )
         subprocess.run(["git", "branch", "-q", "-D", f"plain/{n}"], cwd=repo, capture_output=True)
 
     began = time.perf_counter()
@@ -135,5 +139,7 @@ def at_once(deed: Callable[[int], None]) -> list[str]:
 def left_over(repo: Path) -> list[str]:
     listed = output("git", "worktree", "list", "--porcelain", cwd=repo).split("\n\n")[1:]
     branches = output("git", "for-each-ref", "--format=%(refname)", "refs/heads", cwd=repo).splitlines()[1:]
-    locks = [os.path.join(top, name) for top, _, names in os.walk(repo / ".git") for name in names if name.endswith(".lock")]
+    locks = [
+        os.path.join(top, name) for top, _, names in os.walk(repo / ".git") for name in names if name.endswith(".lock")
+    ]
     return [*(entry.splitlines()[0] for entry in listed), *branches, *locks]

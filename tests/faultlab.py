@@ -773,7 +773,15 @@ MUTATING = {
     **{1: "write", 18: "pwrite64", 20: "writev", 46: "sendmsg", 44: "sendto", 42: "connect", 49: "bind"},
     **{74: "fsync", 75: "fdatasync", 82: "rename", 87: "unlink", 133: "mknod", 259: "mknodat", 83: "mkdir"},
     **{84: "rmdir", 56: "clone", 57: "fork", 58: "vfork", 435: "clone3", 257: "openat", 2: "open", 3: "close"},
-    **{275: "splice", 247: "waitid", 61: "wait4", 424: "pidfd_send_signal", 72: "fcntl", 293: "pipe2", 285: "fallocate"},
+    **{
+        275: "splice",
+        247: "waitid",
+        61: "wait4",
+        424: "pidfd_send_signal",
+        72: "fcntl",
+        293: "pipe2",
+        285: "fallocate",
+    },
 }
 
 

@@ -50,7 +50,10 @@ def test_alone_it_is_helpful_and_help_needs_no_verb(agentd: Shell) -> None:
         (["wait", "--timeout", "-5", "1"], 'agentd: --timeout: a time such as 30s, 5m or 1h30m, not "-5"\n'),
         (["run", "--memory", "lots", "ls"], 'agentd: --memory: a size such as 64M or 2G, not "lots"\n'),
         (["run"], "agentd: cannot run nothing: give a command, such as: agentd run make test\n"),
-        (["run", "-e", "NOT_SET_HERE", "ls"], "agentd: --env: NOT_SET_HERE is not set here; write NOT_SET_HERE=VALUE\n"),
+        (
+            ["run", "-e", "NOT_SET_HERE", "ls"],
+            "agentd: --env: NOT_SET_HERE is not set here; write NOT_SET_HERE=VALUE\n",
+        ),
         (["wait"], "agentd: wait for what? Name a job, or use --all or --any\n"),
         (["events", "--ack", "3"], "agentd: --ack needs --as NAME: whose acknowledgement is it?\n"),
         (["undo", "fix"], 'agentd: "fix" is no id: in the trash a name may stand for several\n'),
@@ -347,7 +350,9 @@ def test_events_are_printed_and_acknowledged(agentd: Shell) -> None:
     assert [event["type"] for event in events][:2] == ["job.created", "job.queued"]
     assert set(events[0]) == {"seq", "at", "type", "job", "attempt", "data"}
     (done,) = [event for event in events if event["type"] == "job.completed"]
-    assert re.search(rf"^ *{done['seq']}  \S+  job 1     job\.completed .*outcome=failed exit_code=3", agentd.ok("events"), re.M)
+    assert re.search(
+        rf"^ *{done['seq']}  \S+  job 1     job\.completed .*outcome=failed exit_code=3", agentd.ok("events"), re.M
+    )
     unread = [json.loads(line)["seq"] for line in agentd.ok("events", "--as", "reader", "--json").splitlines()]
     assert unread == [event["seq"] for event in events]
     assert agentd.ok("events", "--as", "reader", "--ack", str(done["seq"])) == ""

@@ -55,7 +55,12 @@ NINE = {"rungs": [["KILL", 0.0]]}
         # Unknown.
         ({}, {}, Ended("lost", reason="unknown"), 125),
         ({"reason": "supervisor_lost"}, {}, Ended("lost", reason="supervisor_lost"), 125),
-        ({"reason": "supervisor_lost"}, {"reason": "killed", "order": INT}, Ended("lost", reason="supervisor_lost"), 125),
+        (
+            {"reason": "supervisor_lost"},
+            {"reason": "killed", "order": INT},
+            Ended("lost", reason="supervisor_lost"),
+            125,
+        ),
         ({"reason": "rebooted"}, {}, Ended("rebooted", reason="the machine was restarted while it ran"), 125),
     ],
 )

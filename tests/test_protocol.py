@@ -135,14 +135,21 @@ def test_many_brackets_side_by_side_are_not_deep() -> None:
 # Anything at all
 
 scalars = some.one_of(
-    some.none(), some.booleans(), some.integers(), some.floats(), some.text(some.characters()), some.sampled_from(sorted(METHODS))
+    some.none(),
+    some.booleans(),
+    some.integers(),
+    some.floats(),
+    some.text(some.characters()),
+    some.sampled_from(sorted(METHODS)),
 )
 trees = some.recursive(
     scalars,
     lambda inner: some.one_of(some.lists(inner), some.dictionaries(some.text(max_size=8), inner)),
     max_leaves=20,
 )
-fields = {name: field for method in METHODS.values() for name, field in dict.fromkeys(method.params.__struct_fields__).items()}
+fields = {
+    name: field for method in METHODS.values() for name, field in dict.fromkeys(method.params.__struct_fields__).items()
+}
 almost = some.fixed_dictionaries(
     {"jsonrpc": some.just("2.0"), "method": some.sampled_from(sorted(METHODS))},
     optional={"id": scalars, "params": some.one_of(trees, some.dictionaries(some.sampled_from(sorted(fields)), trees))},
@@ -190,7 +197,12 @@ def test_a_request_with_a_byte_changed(value: Any, data: some.DataObject) -> Non
 def test_an_answer_a_refusal_a_notification() -> None:
     assert protocol.answer("x", {"a": 1}) == b'{"jsonrpc":"2.0","id":"x","result":{"a":1}}\n'
     assert protocol.notification("event", {"seq": 1}) == b'{"jsonrpc":"2.0","method":"event","params":{"seq":1}}\n'
-    for error, exit in ((Refused("no", "c"), 1), (Usage("no", "c"), 2), (NotNow("no", "c"), 75), (Fault("no", "c"), 125)):
+    for error, exit in (
+        (Refused("no", "c"), 1),
+        (Usage("no", "c"), 2),
+        (NotNow("no", "c"), 75),
+        (Fault("no", "c"), 125),
+    ):
         assert json.loads(protocol.refusal(3, error)) == {
             "jsonrpc": "2.0",
             "id": 3,

@@ -329,7 +329,11 @@ def test_sixty_four_in_flight(victim: Lab) -> None:
     with victim.client() as client:
         job = client.delegate(["sleep", "99"], cwd="/", in_place=True)
         link = victim.connect()
-        say(link, *(request("jobs.wait", id=n, jobs=[job["id"]]) for n in range(MAX_IN_FLIGHT)), request("jobs.list", "x"))
+        say(
+            link,
+            *(request("jobs.wait", id=n, jobs=[job["id"]]) for n in range(MAX_IN_FLIGHT)),
+            request("jobs.list", "x"),
+        )
         assert_answered_soon(victim)
         assert not select.select([link], [], [], 0)[0]
         client.kill([job["id"]], "KILL")
@@ -408,7 +412,9 @@ def test_a_jobs_own_socket_takes_few_methods(victim: Lab, tmp_path: Path) -> Non
         request("jobs.list", all=True),
         request("jobs.wait", jobs=[other["id"]]),
     )
-    assert [answer["error"]["message"] for answer in told[: len(wide)]] == [f"{n} is not allowed for jobs" for n in wide]
+    assert [answer["error"]["message"] for answer in told[: len(wide)]] == [
+        f"{n} is not allowed for jobs" for n in wide
+    ]
     assert {answer["error"]["data"]["code"] for answer in told[: len(wide)]} == {"not_for_jobs"}
     get, listed, wait = told[len(wide) :]
     assert get["error"]["message"] == wait["error"]["message"] == f"job {other['id']} is none of this job's"

@@ -133,7 +133,9 @@ def test_subscribers_are_written_and_dropped(store: Store) -> None:
     store.append(Change(1.0, subscriber=Subscriber("b", 4, "me", 2.0)))
     store.append(Change(1.0, subscriber=Subscriber("a", 5, "", 3.0)))
     assert store.load()[1] == [Subscriber("a", 5, "", 3.0), Subscriber("b", 4, "me", 2.0)]
-    (told,) = store.append(Change(2.0, notices=(Notice("subscriber.retired", {}),), drop_subscriber="a")).result(PATIENCE)
+    (told,) = store.append(Change(2.0, notices=(Notice("subscriber.retired", {}),), drop_subscriber="a")).result(
+        PATIENCE
+    )
     assert (told.job, told.attempt, told.owner) == (0, 0, "")
     assert store.load()[1] == [Subscriber("b", 4, "me", 2.0)]
 
