@@ -75,15 +75,17 @@ def measure(lab: Lab) -> Result:
             large_name: lambda: delegate(large),
         }
         lab.interleaved(1, alternatives)  # caches filled, bytecode written
-        quiet = lab.interleaved(lab.pick(3, 21), alternatives)
+        quiet = lab.interleaved(lab.pick(3, 15), alternatives)
         with busy_disk(lab.folder) as rate:
-            busy = lab.interleaved(lab.pick(2, 15), alternatives)
+            busy = lab.interleaved(lab.pick(2, 9), alternatives)
             busy_rate = rate()
         steps = where_it_goes(lab, state, small, large, files)
     return Result(
         title="delegate: the prompt is back",
-        how=f"Wall time of the whole process, from asking for it until it has been waited for: `{' '.join(cli())} delegate"
-        f" --name N -- true` in a repository of 10 files and in one of {files:,}, beside a Python that does nothing and a"
+        how="Wall time of the whole process, from asking for it until it has been waited for:"
+        f" `{' '.join(cli())} delegate"
+        f" --name N -- true` in a repository of 10 files and in one of {files:,}, beside a Python that"
+        " does nothing and a"
         " typer program that says hello. Interleaved in changing order. Before each one, the job of the one before has"
         " ended, its worktree is removed, and the disk is synced (but for the busy disk, where a second process writes"
         f" 1 MiB and fsyncs it, over and over: {busy_rate} times a second while we measured).",
@@ -193,7 +195,7 @@ def where_it_goes(lab: Lab, state: State, small: Path, large: Path, files: int) 
         "Client.delegate, 10 files": lambda: delegated(small),
         f"Client.delegate, {files:,} files": lambda: delegated(large),
     }
-    found = lab.interleaved(lab.pick(3, 15), steps)
+    found = lab.interleaved(lab.pick(3, 7), steps)
     store.close()
     rows = [(name, ms(median(times)), ms(percentile(times, 0.9))) for name, times in found.items()]
     imports = imported()

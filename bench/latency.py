@@ -43,7 +43,7 @@ class Turn:
 
 def measure(lab: Lab) -> Result:
     folder = lab.place("latency")
-    rounds = lab.pick(8, 200)
+    rounds = lab.pick(8, 100)
     with lab.state("latency") as state:
         state.client.ask("events.subscribe", name=READER, follow=False)
         client = state.new_client()
@@ -73,10 +73,12 @@ def measure(lab: Lab) -> Result:
     yardstick = TSP if TSP in ways else CLIENT
     return Result(
         title="latency: from exit to being told",
-        how="The same job for all: it waits for a byte in a FIFO, sleeps 20 ms, reads CLOCK_MONOTONIC, writes it to a file"
+        how="The same job for all: it waits for a byte in a FIFO, sleeps 20 ms, reads CLOCK_MONOTONIC,"
+        " writes it to a file"
         " of its own (one write of some 20 bytes, part of the time measured) and calls _exit. Who waits reads the same"
         " clock when told. The three command lines (`agentd wait`, `tsp -w`, `tmux wait-for`) were blocked in their"
-        " waiting before the byte was sent, and their time ends when their process has been waited for; `client.wait` and"
+        " waiting before the byte was sent, and their time ends when their process has been waited for;"
+        " `client.wait` and"
         f" the subscriber are calls in a process that runs already. {rounds} rounds, interleaved in changing order.",
         tables=[
             Table(
@@ -95,9 +97,11 @@ def measure(lab: Lab) -> Result:
         plots=[Plot("exit", "From exit to being told", lambda figure: draw(figure, found))],
         notes=[
             *(f"{name}: not installed, skipped" for name in missing),
-            "When `wait` returns, agentd has the exit status, the log and the completion on disk (several fsyncs); tsp and"
+            "When `wait` returns, agentd has the exit status, the log and the completion on disk (several"
+            " fsyncs); tsp and"
             " tmux keep them in memory and lose them with their server (see the peers).",
-            "tmux tells nobody of an exit: as its users do, the shell in its window runs `tmux wait-for -S` after the job.",
+            "tmux tells nobody of an exit: as its users do, the shell in its window runs `tmux wait-for -S`"
+            " after the job.",
         ],
         raw=found,
     )

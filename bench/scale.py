@@ -30,7 +30,8 @@ def measure(lab: Lab) -> Result:
         how="Running jobs are `sleep`, started in place through the client by"
         f" {HANDS} threads; finished ones are `true`, really run. Private memory is Private_Clean + Private_Dirty of"
         f" smaps_rollup. *At rest*: over {lab.pick(2, 10)} s without any request, the processor time (clock ticks of"
-        f" {TICK_S * 1e3:.0f} ms) and the voluntary context switches, which even a poll too short for a tick cannot hide. Times of"
+        f" {TICK_S * 1e3:.0f} ms) and the voluntary context switches, which even a poll too short for a"
+        " tick cannot hide. Times of"
         " `ps` are medians of interleaved runs, the command line with its output read through a pipe; start-up is from"
         " asking a client whose daemon is not running to its first answer, beside the same with an empty state.",
         tables=[running_table(running), rest_table(running), finished_table(finished)],

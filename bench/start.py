@@ -34,7 +34,7 @@ def measure(lab: Lab) -> Result:
         if shutil.which("nq"):
             nq = {**os.environ, "NQDIR": str(folder / "nq")}
             ways[NQ] = lambda file: told(["nq", *lab.stamp, str(file)], nq)
-        rounds = lab.pick(5, 60)
+        rounds = lab.pick(5, 30)
         for way in ways.values():
             once(folder, way)
         try:
@@ -49,7 +49,8 @@ def measure(lab: Lab) -> Result:
     missing = [name for name, program in ((TSP, "tsp"), (NQ, "nq")) if not shutil.which(program)]
     return Result(
         title="start: from the answer to the agent executing",
-        how="The agent reads the monotonic clock as the first thing it does and writes it to a file. *Answered*: the call"
+        how="The agent reads the monotonic clock as the first thing it does and writes it to a file."
+        " *Answered*: the call"
         " has returned, or the command line has printed its line and we have read it. A negative time means that it ran"
         f" before we had read the answer. {rounds} rounds, interleaved in changing order.",
         tables=[

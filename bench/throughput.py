@@ -22,7 +22,7 @@ AGENTD, FILE = "agentd", "> file"
 
 
 def measure(lab: Lab) -> Result:
-    size = lab.pick(16, 400) << 20
+    size = lab.pick(16, 1600) << 20
     folder = lab.place("throughput")
     suite = [sys.executable, "-I", "-m", "unittest", "-v", *SUITE]
     has_suite = importlib.util.find_spec("test.test_json") is not None
@@ -31,7 +31,11 @@ def measure(lab: Lab) -> Result:
         for way in (spewing.through_agentd, spewing.to_file):
             way()
         spewing.forget()
-        lab.interleaved(lab.pick(2, 9), {AGENTD: spewing.through_agentd, FILE: spewing.to_file})
+        lab.interleaved(lab.pick(2, 5), {AGENTD: spewing.through_agentd, FILE: spewing.to_file})
+        fixed = lab.interleaved(
+            lab.pick(3, 15),
+            {AGENTD: lambda: suite_through_agentd(state, ["true"]), FILE: lambda: suite_to_file(folder, ["true"])},
+        )
         suites: dict[str, list[float]] = {}
         if has_suite:
             ways = {
@@ -39,12 +43,13 @@ def measure(lab: Lab) -> Result:
                 FILE: lambda: suite_to_file(folder, suite),
             }
             lab.interleaved(1, ways)
-            suites = lab.interleaved(lab.pick(1, 7), ways)
+            suites = lab.interleaved(lab.pick(1, 5), ways)
     whole, own = spewing.whole, spewing.own
     rows = [
         (f"{size >> 20} MiB in {PIECE // 1024} KiB writes: the program's own time", *speeds(size, own)),
         ("the same, until exit is known and all is on disk", *speeds(size, whole)),
     ]
+    rows.append(("fixed cost of a job: `true`, until durable, s", *seconds(fixed)))
     goals = [
         goal("log throughput over `> file`, 4 KiB writes, until durable", whole[FILE], whole[AGENTD]),
         goal("the same, as the program itself sees it", own[FILE], own[AGENTD]),
@@ -54,7 +59,8 @@ def measure(lab: Lab) -> Result:
         goals.append(goal("a real test suite over the same one `> file`", suites[FILE], suites[AGENTD]))
     return Result(
         title="throughput: output that is kept",
-        how=f"A program writes {size >> 20} MiB to stdout in writes of 4 KiB; through agentd (FIFO, spliced by the keeper"
+        how=f"A program writes {size >> 20} MiB to stdout in writes of 4 KiB; through agentd (FIFO, spliced"
+        " by the keeper"
         " into the log), and started directly with stdout redirected to a file on the same file system"
         f" ({lab_fs(lab)}). *Its own time*: first write to last, by its own clock. *Until durable*: from asking for it"
         " until its exit is known and the bytes are fsynced (agentd does so before it tells; for the file we do). Each"
@@ -63,7 +69,7 @@ def measure(lab: Lab) -> Result:
         goals=goals,
         plots=[Plot("log", "Throughput of 4 KiB writes", lambda figure: draw(figure, size, own, whole))],
         notes=[] if has_suite else ["this Python comes without its own tests: no test suite was run"],
-        raw={"bytes": size, "own": own, "until_durable": whole, "suite": suites},
+        raw={"bytes": size, "own": own, "until_durable": whole, "suite": suites, "fixed": fixed},
     )
 
 

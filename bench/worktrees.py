@@ -24,7 +24,7 @@ class Tally:
 
 
 def measure(lab: Lab) -> Result:
-    rounds = lab.pick(2, 50)
+    rounds = lab.pick(2, 15)
     ours, plain = Tally(), Tally()
     answered: list[float] = []
     repo = make_repository(lab.place("worktrees") / "repo", 200)
@@ -39,8 +39,10 @@ def measure(lab: Lab) -> Result:
     return Result(
         title=f"worktrees: {AT_ONCE} delegates at once on one repository",
         how=f"{AT_ONCE} connections, released by a barrier, each delegate a job in the same repository (200 files, on"
-        f" {file_system(repo)}); half of the jobs change nothing, half leave a new file. A round ends when all jobs have"
-        " ended, those with a file are removed (to the trash), and the looks are taken: `git worktree list`, branches, lock"
+        f" {file_system(repo)}); half of the jobs change nothing, half leave a new file. A round ends"
+        " when all jobs have"
+        " ended, those with a file are removed (to the trash), and the looks are taken: `git worktree"
+        " list`, branches, lock"
         f" files, folders of worktrees. {rounds} rounds; after each, the same number of plain `git worktree add -b` at"
         " once in a second repository, for comparison.",
         tables=[
@@ -138,7 +140,8 @@ def at_once(deed: Callable[[int], None]) -> list[str]:
 
 def left_over(repo: Path) -> list[str]:
     listed = output("git", "worktree", "list", "--porcelain", cwd=repo).split("\n\n")[1:]
-    branches = output("git", "for-each-ref", "--format=%(refname)", "refs/heads", cwd=repo).splitlines()[1:]
+    branches = output("git", "for-each-ref", "--format=%(refname)", "refs/heads", cwd=repo).splitlines()
+    branches = [name for name in branches if name != "refs/heads/main"]
     locks = [
         os.path.join(top, name) for top, _, names in os.walk(repo / ".git") for name in names if name.endswith(".lock")
     ]

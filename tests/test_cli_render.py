@@ -39,7 +39,7 @@ def view(**changes: Any) -> dict[str, Any]:
         ("\x9b31mx", "x"),
         ("a\rb\x00", "a\\x0db\\x00"),
         ("line\r\n", "line\n"),
-        ("\x1b]0;never closed\nnext", "\\x1b]0;never closed\nnext"),
+        ("\x1b]0;never closed\nnext", "0;never closed\nnext"),
         ("a\u202eb\u200bc", "a\\u202eb\\u200bc"),
         ("\udcff", "\\udcff"),
         ("Ünïcode 漢字", "Ünïcode 漢字"),

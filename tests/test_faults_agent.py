@@ -5,9 +5,6 @@ Each test is one row of the fault table; docs/faults.md has the results.
 
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -273,20 +270,9 @@ def test_f57_fork_bomb_is_ended(tmp_path: Path, without: str) -> None:
         scene.check({id: -9})
 
 
-def test_f57_a_ceiling_of_processes_as_an_ordinary_user(tmp_path: Path) -> None:
+def test_f57_a_ceiling_of_processes_as_an_ordinary_user() -> None:
     """RLIMIT_NPROC counts a user's processes and is void for root: root runs this as a uid that nobody has."""
-    if os.getuid() != 0:
-        return below_a_ceiling(tmp_path)
-    with tempfile.TemporaryDirectory(prefix="agentd-nproc-") as folder:
-        os.chmod(folder, 0o700)
-        os.chown(folder, 54321, 54321)
-        code = "import sys, pathlib, test_faults_agent as t; t.below_a_ceiling(pathlib.Path(sys.argv[1]))"
-        argv = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", sys.executable, "-c", code, folder]
-        environment = faultlab.with_path() | {"HOME": folder}
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=100, env=environment, cwd=folder)
-        if "Permission denied" in done.stderr and "setpriv" in done.stderr:
-            pytest.skip(f"another user cannot run this Python: {done.stderr}")
-        assert done.returncode == 0, done.stderr
+    faultlab.as_ordinary_user("test_faults_agent", "below_a_ceiling")
 
 
 def below_a_ceiling(folder: Path) -> None:

@@ -250,7 +250,7 @@ class Connection(asyncio.Protocol):
         transport = self.transport
         if transport is None or transport.is_closing():
             return False
-        if transport.get_write_buffer_size() + len(line) > protocol.MAX_BACKLOG:
+        if transport.get_write_buffer_size() > protocol.MAX_BACKLOG:  # one long answer alone is no backlog
             transport.write(protocol.notification("lagged", {"backlog": protocol.MAX_BACKLOG}))
             self.hang_up()
             return False
