@@ -280,7 +280,7 @@ class Client:
         return self.link
 
     def _connect(self) -> socket.socket:
-        deadline = time.monotonic() + START_S
+        deadline, pause = time.monotonic() + START_S, 0.01
         while True:
             link = self._reach()
             if link is not None and self._is_served(link):
@@ -288,7 +288,9 @@ class Client:
             if link is None and not self.start:
                 raise NotNow("no daemon is running; start it with: agentd daemon start", "no_daemon")
             if link is None:
-                start_daemon(self.state_dir)
+                if not start_daemon(self.state_dir):
+                    time.sleep(pause)
+                    pause = min(1.0, pause * 2)
             if time.monotonic() > deadline:
                 raise Fault(
                     f"cannot reach the daemon within {START_S:.0f} s; see {self.state_dir}/daemon.log",
@@ -337,8 +339,8 @@ class Client:
                 time.sleep(0.02)
 
 
-def start_daemon(state_dir: str) -> None:
-    """Start a daemon and wait until it serves, or until it is clear that another one does."""
+def start_daemon(state_dir: str) -> bool:
+    """Start a daemon and wait until it serves. False: another one is just starting, or making its socket anew."""
     import subprocess  # with what it needs 3 ms, for the one client that starts a daemon
 
     try:
@@ -368,7 +370,7 @@ def start_daemon(state_dir: str) -> None:
         select.select([ready], [], [], START_S)
         if os.read(ready, 16):
             child.returncode = 0  # it lives on without us: no ResourceWarning when this object goes
-            return
+            return True
     finally:
         os.close(ready)
     code = child.wait()
@@ -378,7 +380,7 @@ def start_daemon(state_dir: str) -> None:
             said = file.read().strip().splitlines()
         if said:
             raise Refused(f"cannot start the daemon: {said[-1].partition(': ')[2] or said[-1]}", "daemon_failed")
-    time.sleep(0.01)  # another daemon is just starting, or is making its socket anew
+    return False
 
 
 def ask_zygote_for_daemon(state_dir: str) -> None:

@@ -494,6 +494,10 @@ class Keeper:
         if self.has_ended:
             return
         left = self.tree()
+        if not left and self.has_children() and not self.spec.get("leave"):
+            # A parent died between our looks at its children and at ours: they are ours now, and unseen.
+            self.reap_orphans()
+            return self.after("resweep", 0.002)
         if not left:
             return self.finish()
         if self.order is None:
@@ -505,6 +509,14 @@ class Keeper:
             if self.is_killing():
                 self.signal_tree("KILL")
         self.watch_strangers(left)
+
+    def has_children(self) -> bool:
+        """Only the kernel's own word that there is no child is proof; a walk through /proc is none."""
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return True
 
     def on_timer_leftover(self) -> None:
         left = self.tree()

@@ -44,9 +44,10 @@ def main() -> int:
             results[name] = MEASUREMENTS[name](lab)
             results[name].seconds = time.monotonic() - started
             report.progress(f"{name}: {results[name].seconds:.0f} s")
+        lab.end_processes()
+        path = report.write(out, results, lab, time.monotonic() - began)  # matplotlib writes into the lab's home
     finally:
         lab.close()
-    path = report.write(out, results, lab, time.monotonic() - began)
     print(path)
     return 0
 

@@ -78,7 +78,7 @@ class Lab:
                 found[name].append(alternatives[name]())
         return found
 
-    def close(self) -> None:
+    def end_processes(self) -> None:
         for pid in self.marked():
             with contextlib.suppress(OSError):
                 self.left_behind.append(f"{pid} {command_of(pid)}")
@@ -86,6 +86,9 @@ class Lab:
         deadline = time.monotonic() + 10
         while self.marked() and time.monotonic() < deadline:
             time.sleep(0.02)
+
+    def close(self) -> None:
+        self.end_processes()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def marked(self) -> list[int]:

@@ -25,7 +25,7 @@ from agentd.core.errors import AgentdError, Refused, Usage
 from agentd.daemon.main import ask_for_socket
 from agentd.protocol import FIRST_BYTE_S, MAX_BACKLOG, MAX_CONNECTIONS, MAX_IN_FLIGHT, MAX_MESSAGE, METHODS
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 SOON = 2.0  # what must be answered at once; the target is 0.1 s, but the machine may be busy
 
 
