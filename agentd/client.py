@@ -269,7 +269,11 @@ class Client:
                 raise ConnectionLost
             self.buffer += data
         line, _, self.buffer = self.buffer.partition(b"\n")
-        return dict(json.loads(line))
+        message = dict(json.loads(line))
+        if message.get("method") == "stopping":
+            self.close()
+            raise NotNow("the daemon has been stopped; jobs go on, and the next verb starts it again", "daemon_stopped")
+        return message
 
     # --- connecting -----------------------------------------------------------------------------------------
 
@@ -287,10 +291,9 @@ class Client:
                 return link
             if link is None and not self.start:
                 raise NotNow("no daemon is running; start it with: agentd daemon start", "no_daemon")
-            if link is None:
-                if not start_daemon(self.state_dir):
-                    time.sleep(pause)
-                    pause = min(1.0, pause * 2)
+            if link is None and not start_daemon(self.state_dir):
+                time.sleep(pause)
+                pause = min(1.0, pause * 2)
             if time.monotonic() > deadline:
                 raise Fault(
                     f"cannot reach the daemon within {START_S:.0f} s; see {self.state_dir}/daemon.log",
@@ -317,7 +320,7 @@ class Client:
             return True
         self.link = link
         with contextlib.suppress(ConnectionLost):
-            self._ask_once("daemon.stop")
+            self._ask_once("daemon.stop", handover=True)
             while True:
                 self._receive()
         self.close()

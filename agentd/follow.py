@@ -160,6 +160,8 @@ class Reader:
                 return
             fd, start = held
             offset = self.offsets[stream]
+            if offset >= end:
+                return  # what was asked for is gone, and counted
             data = os.pread(fd, min(1 << 20, end - offset), offset - start) if offset >= start else b""
             if data:
                 self.offsets[stream] += len(data)

@@ -154,7 +154,11 @@ class Ack(Params, frozen=True):
 
 
 class StopDaemon(Params, frozen=True):
+    """``handover``: to a newer daemon, which those who wait may reach at once. Without it they are told
+    ``stopping``, so that none of them starts a daemon that somebody has just stopped."""
+
     kill_jobs: bool = False
+    handover: bool = False
 
 
 class Nothing(Params, frozen=True):

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from . import delegate, latency, peers, report, scale, start, throughput, worktrees
@@ -41,7 +42,7 @@ def main() -> int:
         for name in [name for name in MEASUREMENTS if name in options.only]:
             report.progress(f"{name} …")
             started = time.monotonic()
-            results[name] = MEASUREMENTS[name](lab)
+            results[name] = attempt(name, lab)
             results[name].seconds = time.monotonic() - started
             report.progress(f"{name}: {results[name].seconds:.0f} s")
         lab.end_processes()
@@ -49,7 +50,17 @@ def main() -> int:
     finally:
         lab.close()
     print(path)
-    return 0
+    return 1 if any(result.is_broken for result in results.values()) else 0
+
+
+def attempt(name: str, lab: Lab) -> report.Result:
+    """A measurement that breaks is told in the report, and costs none of the others."""
+    try:
+        return MEASUREMENTS[name](lab)
+    except Exception as error:
+        traceback.print_exc()
+        how = f"**It broke, and measured nothing:** {type(error).__name__}: {error}"
+        return report.Result(title=name, how=how, is_broken=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ exit {CODE}
 """
 WANTED = "".join(f"line {n}\n" for n in range(1, LINES + 1))
 KILL_AFTER_LINES = 12
+ALL_THREE = "all three at once"
+VICTIMS = ("daemon", "keeper", "zygote", ALL_THREE)
 
 
 class Seen(NamedTuple):
@@ -97,8 +100,8 @@ def measure(lab: Lab) -> Result:
     rounds = lab.pick(1, 3)
     found: dict[str, list[Row]] = {}
     skipped = []
-    with lab.state("peers") as state:
-        plays = plays_of(state)
+    with contextlib.ExitStack() as stack:
+        plays = plays_of({victim: stack.enter_context(lab.state(f"peer-{victim}")) for victim in VICTIMS})
         for name, (program, _) in list(plays.items()):
             if program and not shutil.which(program):
                 skipped.append(f"{name}: {program} is not installed; **skipped**")
@@ -136,7 +139,7 @@ def measure(lab: Lab) -> Result:
         ],
         goals=[
             Goal(
-                f"agentd, kill -9 of daemon, keeper, zygote ({len(ours)} runs)",
+                f"agentd, kill -9 of daemon, keeper, zygote, all three ({len(ours)} runs)",
                 "yes, yes, exact, no",
                 "the same in all" if not bad else "; ".join(", ".join(row) for row in bad[:3]),
                 not bad,
@@ -147,12 +150,10 @@ def measure(lab: Lab) -> Result:
     )
 
 
-def plays_of(state: State) -> dict[str, tuple[str | None, Play]]:
-    """Manager -> the program it needs, and the play."""
+def plays_of(states: dict[str, State]) -> dict[str, tuple[str | None, Play]]:
+    """Manager -> the program it needs, and the play. Each of ours has a daemon of its own: one kill, one victim."""
     return {
-        "agentd (daemon)": (None, lambda stage: agentd(state, stage, "daemon")),
-        "agentd (keeper)": (None, lambda stage: agentd(state, stage, "keeper")),
-        "agentd (zygote)": (None, lambda stage: agentd(state, stage, "zygote")),
+        **{f"agentd ({victim})": (None, partial(agentd, state, victim)) for victim, state in states.items()},
         "supervisord": ("supervisord", supervisord),
         "task-spooler (server)": ("tsp", task_spooler),
         "nq (parent)": ("nq", nq),
@@ -177,15 +178,16 @@ def summed(rows: list[Row]) -> list[str]:
 # --- the managers -------------------------------------------------------------------------------------------
 
 
-def agentd(state: State, stage: Stage, victim: str) -> Seen:
+def agentd(state: State, victim: str, stage: Stage) -> Seen:
     with state.new_client() as client:
         job = client.delegate(stage.argv, cwd="/", environment=stage.environment, in_place=True)
         stage.until_in_the_middle()
         status = client.ask("daemon.status")
-        agent = int(client.job(job["id"])["job"]["pid"])
-        pid = {"daemon": status["pid"], "zygote": status["zygote"], "keeper": psutil.Process(agent).ppid()}[victim]
-        with contextlib.suppress(ProcessLookupError):
+        keeper = parent_of(int(client.job(job["id"])["job"]["pid"]))
+        pids = {"daemon": status["pid"], "zygote": status["zygote"], "keeper": keeper}
+        for pid in pids.values() if victim == ALL_THREE else [pids[victim]]:
             os.kill(pid, signal.SIGKILL)
+        client.ask("daemon.status")  # any verb starts a daemon where there is none
         stage.until_over()
         done = client.wait([job["id"]], timeout=30)["jobs"][0]
     path = paths.attempt_dir(state.path, job["id"], 1)

@@ -58,6 +58,7 @@ class Result:
     notes: list[str] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    is_broken: bool = False
 
 
 def write(folder: Path, results: dict[str, Result], lab: "laboratory.Lab", seconds: float) -> Path:
@@ -134,6 +135,7 @@ def as_json(machine: dict[str, Any], results: dict[str, Result], lab: "laborator
             name: {
                 "title": result.title,
                 "seconds": round(result.seconds, 1),
+                "broken": result.is_broken,
                 "goals": [asdict(goal) for goal in result.goals],
                 "tables": [asdict(table) for table in result.tables],
                 "notes": result.notes,

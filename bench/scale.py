@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ Row = dict[str, float]
 
 
 def measure(lab: Lab) -> Result:
-    running = [running_at(lab, state, count) for state, count in growing(lab, "running", lab.pick(0, 1))]
+    running = [
+        running_at(lab, state, count)
+        for state, count in growing(lab, "running", (3, 10, 30) if lab.is_quick else (10, 100, 1_000))
+    ]
     finished = []
     with lab.state("empty") as empty:
-        for state, count in growing(lab, "finished", lab.pick(0, 1)):
+        for state, count in growing(lab, "finished", (20, 60, 200) if lab.is_quick else (100, 1_000, 10_000)):
             finished.append(finished_at(lab, state, empty, count))
     last = running[-1]
     woken = last["daemon_wakeups_per_s"] + last["zygote_wakeups_per_s"] + last["keeper_wakeups_per_s"]
@@ -57,12 +60,8 @@ def measure(lab: Lab) -> Result:
     )
 
 
-def growing(lab: Lab, kind: str, full: int) -> Any:
-    """One state folder to which jobs are added: yields it each time there are enough."""
-    counts = {
-        "running": ((3, 10, 30), (10, 100, 1_000)),
-        "finished": ((20, 60, 200), (100, 1_000, 10_000)),
-    }[kind][full]
+def growing(lab: Lab, kind: str, counts: tuple[int, ...]) -> Iterator[tuple[State, int]]:
+    """One state folder to which jobs are added: yielded once for each size it is to reach."""
     with lab.state(kind) as state:
         yield from ((state, count) for count in counts)
 
@@ -183,7 +182,7 @@ def parent_of(pid: int) -> int:
 
 
 def finished_at(lab: Lab, state: State, empty: State, count: int) -> Row:
-    new = count - len(state.client.jobs(all=True)) if count > 1 else count
+    new = count - len(state.client.jobs(all=True))
     began = time.perf_counter()
     many(state, new, "true")
     state.client.wait(all=True, timeout=600)

@@ -4,7 +4,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,12 @@ class Tally:
     def __init__(self) -> None:
         self.failures: list[str] = []
         self.left: list[str] = []
+        self.kept: set[str] = set()
+        """Branches that stay on purpose: their jobs lie in the trash, with something in them."""
         self.times: list[float] = []
+
+    def raw(self) -> dict[str, Any]:
+        return {"failures": self.failures, "left": self.left, "times": self.times}
 
 
 def measure(lab: Lab) -> Result:
@@ -67,7 +72,7 @@ def measure(lab: Lab) -> Result:
             *(f"agentd: {text}" for text in [*ours.failures, *ours.left][:10]),
             *(f"git: {text}" for text in plain.failures[:3]),
         ],
-        raw={"agentd": vars(ours), "git": vars(plain), "answered": answered, "rounds": rounds},
+        raw={"agentd": ours.raw(), "git": plain.raw(), "answered": answered, "rounds": rounds},
     )
 
 
@@ -78,24 +83,24 @@ def row(name: str, rounds: int, tally: Tally) -> tuple[str, ...]:
 
 def delegate_round(state: State, clients: list[Any], repo: Path, number: int, tally: Tally) -> float:
     """Seconds until the last of them was answered."""
-    ids: list[int] = []
+    ids: dict[int, int] = {}
 
     def delegate(n: int) -> None:
         command = "true" if n % 2 else 'echo "$AGENTD_JOB" > made-by-job'
-        ids.append(clients[n].delegate(["/bin/sh", "-c", command], cwd=str(repo), name=f"r{number}-{n}")["id"])
+        ids[n] = clients[n].delegate(["/bin/sh", "-c", command], cwd=str(repo), name=f"r{number}-{n}")["id"]
 
     began = time.perf_counter()
     tally.failures += at_once(delegate)
     answered = time.perf_counter() - began
-    for job in state.finish(ids):
+    for job in state.finish(list(ids.values())):
         if job["outcome"] != "succeeded":
             tally.failures.append(f"job {job['id']}: {job['outcome']} {job['reason']}")
-    for id in ids:
+    for id in ids.values():
         state.client.remove(id)
     tally.times.append(time.perf_counter() - began)
-    tally.left += left_over(repo)
-    worktrees = Path(state.path) / "worktrees"
-    tally.left += [str(path) for path in worktrees.glob("*/*")]
+    tally.kept |= {f"refs/heads/agentd/{id}/r{number}-{n}" for n, id in ids.items() if n % 2 == 0}
+    tally.left += left_over(repo, tally.kept)
+    tally.left += [str(path) for path in (Path(state.path) / "worktrees").glob("*/*")]
     return answered
 
 
@@ -138,11 +143,11 @@ def at_once(deed: Callable[[int], None]) -> list[str]:
     return failures
 
 
-def left_over(repo: Path) -> list[str]:
-    listed = output("git", "worktree", "list", "--porcelain", cwd=repo).split("\n\n")[1:]
-    branches = output("git", "for-each-ref", "--format=%(refname)", "refs/heads", cwd=repo).splitlines()
-    branches = [name for name in branches if name != "refs/heads/main"]
-    locks = [
-        os.path.join(top, name) for top, _, names in os.walk(repo / ".git") for name in names if name.endswith(".lock")
-    ]
-    return [*(entry.splitlines()[0] for entry in listed), *branches, *locks]
+def left_over(repo: Path, kept: Iterable[str] = ()) -> list[str]:
+    """Worktrees, branches and locks that should not be there, and kept branches that are not."""
+    trees = [entry.split("\n")[0] for entry in output("git", "worktree", "list", "--porcelain", cwd=repo).split("\n\n")]
+    branches = set(output("git", "for-each-ref", "--format=%(refname)", "refs/heads", cwd=repo).split())
+    wrong = branches ^ {"refs/heads/main", *kept}
+    git_files = (os.path.join(top, name) for top, _, names in os.walk(repo / ".git") for name in names)
+    locks = [path for path in git_files if path.endswith(".lock")]
+    return [*trees[1:], *sorted(wrong), *locks]

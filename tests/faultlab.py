@@ -452,7 +452,8 @@ class Scene:
         if isinstance(how, int) and job["signal"] is not None:
             got = -job["signal"]
         if job["state"] != "done" or got != how:
-            yield f"I4: is {job['state']} {job['outcome']} {job['exit_code']} {job['signal']} {job['reason']}, not {how}"
+            is_now = [job[key] for key in ("state", "outcome", "exit_code", "signal", "reason")]
+            yield f"I4: is {is_now}, not {how}"
         path = self.attempt(job["id"])
         nonce = (jobdir.read(path, "spec.json") or {}).get("nonce")
         if not os.path.exists(self.proof / str(nonce)) and job["pid"] is not None and how != "unstarted":

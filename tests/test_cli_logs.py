@@ -6,6 +6,8 @@ import pty
 import re
 import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,8 @@ import clishell
 import faultlab
 import pytest
 from clishell import Shell
+
+from agentd import jobdir
 
 INTERLEAVED = "for i in 1 2 3; do echo out$i; echo err$i >&2; done"
 GATED = 'echo one; read word < gate; echo two; echo "$word" >&2'
@@ -33,8 +37,14 @@ def gate(agentd: Shell) -> Path:
 
 
 def keeper_of(agentd: Shell, id: str) -> int:
-    leader = agentd.record(id, "agent.json")["agent"]["pid"]
-    return int(Path(f"/proc/{leader}/stat").read_text().rpartition(")")[2].split()[1])
+    """The process that listens at keeper.sock; after a death, its adopter's."""
+    while True:
+        try:
+            link = jobdir.connect(f"{agentd.path(id)}/keeper.sock")
+        except (ConnectionRefusedError, FileNotFoundError):
+            continue
+        with link:
+            return int(struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
 
 
 def numbered(agentd: Shell, lines: int) -> str:
@@ -186,7 +196,7 @@ def test_follow_waits_for_a_job_that_has_not_started(agentd: Shell, tmp_path: Pa
     assert [job["state"] for job in agentd.json("ps", "--json")][1:] == ["queued", "queued"]
     follower, other = agentd.start("logs", "-f", second), agentd.start("logs", "-f", "--exit-code", third)
     agentd.ok("kill", third)
-    assert other.finish().code == 130
+    assert other.finish().code == agentd("wait", third).code == 130
     agentd.ok("kill", first)
     assert follower.finish() == (0, "at last\n", "")
 

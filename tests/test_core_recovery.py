@@ -174,8 +174,14 @@ ATTEMPTS: dict[str, list[dict[str, Any]]] = {
     "is stopped, goes on, ends": [{"agent": AGENT}, {"agent": HALTED}, {"agent": AGENT}, {"exit": EXIT}, {"end": END}],
     "is stopped and killed": [{"agent": HALTED}, {"kill": KILL}, {"exit": EXIT}, {"end": KILLED_END}],
     "is not executed": [{"agent": AGENT}, {"noexec": True}, {"exit": NEVER}, {"end": END}],
-    "is started again": [{"agent": AGENT}, {"noexec": True}, {"agent": None, "noexec": False}, {"agent": AGENT}]
-    + [{"exit": EXIT}, {"end": END}],
+    "is started again": [
+        {"agent": AGENT},
+        {"noexec": True},
+        {"agent": None, "noexec": False},
+        {"agent": AGENT},
+        {"exit": EXIT},
+        {"end": END},
+    ],
     "is lost": [
         {"agent": AGENT},
         {"exit": {"code": None, "signal": None, "reason": "supervisor_lost", "at": 108.0}},

@@ -123,12 +123,12 @@ def test_a_line_that_is_no_request(what: str) -> None:
 
 def test_depth_32_is_deep_enough() -> None:
     # Refused for what it says, no longer for how deep it is.
-    with pytest.raises(Malformed, match="Expected `int | str`, got `array`"):
+    with pytest.raises(Malformed, match=r"Expected `int \| str`, got `array`"):
         decode(HEAD + b'{"job":' + b"[" * 30 + b"]" * 30 + b"}}")
 
 
 def test_many_brackets_side_by_side_are_not_deep() -> None:
-    with pytest.raises(Malformed, match="Expected `int | str`, got `array`"):
+    with pytest.raises(Malformed, match=r"Expected `int \| str`, got `array`"):
         decode(HEAD + b'{"job":[' + b"[]," * 1000 + b"[]]}}")
 
 

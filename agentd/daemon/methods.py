@@ -550,13 +550,16 @@ class Methods:
     async def do_daemon_doctor(self, _: Connection, __: protocol.Nothing) -> dict[str, Any]:
         return {"cgroup": self.performer.cgroup, "trouble": self.engine.store.trouble}
 
-    async def do_daemon_stop(self, _: Connection, ask: protocol.StopDaemon) -> dict[str, Any]:
+    async def do_daemon_stop(self, connection: Connection, ask: protocol.StopDaemon) -> dict[str, Any]:
         if ask.kill_jobs:
             ids = list(self.engine.live)
             for id in ids:
                 with contextlib.suppress(AgentdError):
                     await self.engine.apply(id, on.KillAsked(time.time(), "daemon stop", ladder(None, None)))
             await self.wait_until(lambda: all(self.engine.jobs[id].is_done for id in ids), ids, 60.0)
+        connection.has_asked_to_stop = True
+        if not ask.handover:
+            connection.server.say_stopping()
         asyncio.get_running_loop().call_soon(self.stop)
         return {"jobs": len(self.engine.live)}
 

@@ -275,7 +275,9 @@ class Performer:
         if jobdir.read(path, "end.json") is None:
             # Ended before it was launched: the files must say so too, or a rebuild would start it.
             with contextlib.suppress(OSError):
-                record = {"format": 1, "at": job.state.ended, "reason": "killed", "order": None}
+                rung = job.state.how.order
+                order = {"reason": "killed", "rungs": [[rung, 0.0]]} if rung else None
+                record = {"format": 1, "at": job.state.ended, "reason": "killed", "order": order}
                 jobdir.write(path, "exit.json", unstarted_record(job.state))
                 jobdir.write(
                     path,

@@ -98,6 +98,11 @@ class Server:
             self.hang_ups.unregister(fd)
             self.half_closed.pop(fd).give_up()
 
+    def say_stopping(self) -> None:
+        for connection in list(self.connections):
+            if not connection.has_asked_to_stop and (connection.in_flight or connection.readers):
+                connection.send(protocol.notification("stopping", {}))
+
     async def close(self) -> None:
         for path in list(self.listeners):
             self.stop_listening(path)
@@ -118,6 +123,7 @@ class Connection(asyncio.Protocol):
         self.readers: set[Reader] = set()
         self.in_flight = 0
         self.has_spoken = False
+        self.has_asked_to_stop = False
         self.has_finished = False
         self.can_write = asyncio.Event()
         self.can_write.set()
