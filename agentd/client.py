@@ -366,6 +366,8 @@ def start_daemon(state_dir: str) -> bool:
             env=environment,
             start_new_session=True,
         )
+    except OSError as error:
+        raise NotNow(f"cannot start the daemon: {error.strerror}; try again", "cannot_fork") from None
     finally:
         os.close(theirs)
         os.close(log)

@@ -17,6 +17,8 @@ from faultlab import KeeperTracer, Scene, Strace, fill, needs_root, needs_trace,
 from agentd import jobdir, process
 from agentd.core.errors import AgentdError
 
+pytestmark = pytest.mark.slow
+
 STEP = 1 if faultlab.is_long else 7
 CALLS = ("openat", "write", "pwrite64", "fsync", "fdatasync", "rename", "unlink", "mkdir", "sendto", "sendmsg")
 WAITS = "ready; while [ ! -e $PROOF/go ]; do sleep 0.05; done; exit 5"
