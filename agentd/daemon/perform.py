@@ -155,6 +155,7 @@ class Performer:
             for fd in fds.values():
                 os.close(fd)
         self.hold(path, got)
+        self.let_go_if_over(job)
         if "error" in answer:
             await self.engine.apply(job.id, on.StartFailed(time.time(), f"cannot start a keeper: {answer['error']}"))
 
@@ -203,6 +204,14 @@ class Performer:
             _, got = await self.zygotes.ask("escrow", path=path)
             self.hold(path, got)
         self.hold_leader(path)
+        self.let_go_if_over(job)
+
+    def let_go_if_over(self, job: Job) -> None:
+        """It may have ended, and been let go of, before we were told of its descriptors."""
+        now = self.engine.live.get(job.id)
+        if now is None or now.attempt != job.attempt:
+            self.release(self.attempt_dir(job))
+            self.stop_listening_for(self.attempt_dir(job))
 
     def hold(self, path: str, fds: dict[str, int]) -> None:
         mine = self.escrow.setdefault(path, {})
