@@ -118,6 +118,7 @@ def test_f07_ignores_int_and_term(tmp_path: Path, without: str) -> None:
 def test_f25_keeper_killed_while_its_agent_is_stopped(tmp_path: Path) -> None:
     with Scene(tmp_path) as scene:
         id = scene.running("ready; while [ ! -e $PROOF/go ]; do sleep 0.05; done; echo went; exit 4")
+        scene.client.wait([id], until="running", timeout=10)
         leader = scene.leader(id)
         scene.client.kill([id], signal="STOP")
         scene.client.wait([id], until="stopped", timeout=10)
