@@ -100,6 +100,8 @@ class Client:
         **options: Any,
     ) -> dict[str, Any]:
         """As :meth:`delegate`, with ``excluded``: what of a dirty tree the job will not have, if known by now."""
+        if isinstance(argv, str):
+            raise Usage(f"argv must be a list of words, such as {argv.split()!r}, not one string", "bad_command")
         params = {
             "task": task,
             "argv": list(argv),

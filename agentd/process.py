@@ -190,15 +190,6 @@ def look_at_child(pid: int) -> os.waitid_result | None:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
 
-def has_children() -> bool:
-    """Has this process any child, dead or alive? For a subreaper: does anything live below it?"""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
-
-
 # --- trees --------------------------------------------------------------------------------------------------
 
 

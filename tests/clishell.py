@@ -26,6 +26,7 @@ class Shell:
     def __init__(self, state: Path, cwd: Path) -> None:
         self.state = state
         self.cwd = cwd
+        self.running: list[Running] = []
 
     def __call__(self, *words: str | bytes, input: bytes = b"", cwd: str | Path | None = None, **env: str) -> Said:
         done = subprocess.run(
@@ -47,7 +48,8 @@ class Shell:
         return json.loads(self.ok(*words, **more))
 
     def start(self, *words: str, stdin: int = subprocess.DEVNULL) -> "Running":
-        return Running(words, self.cwd, stdin)
+        self.running.append(Running(words, self.cwd, stdin))
+        return self.running[-1]
 
     def job(self, *command: str, flags: Sequence[str] = ()) -> str:
         """A job in the background; its id."""
@@ -100,6 +102,11 @@ class Running:
         out, err = self.process.communicate(timeout=PATIENCE_S)
         return Said(self.process.returncode, (self.seen + out).decode("latin-1"), err.decode(errors="replace"))
 
+    def give_up(self) -> None:
+        """Whatever a failed test left."""
+        with self.process:
+            self.process.kill()
+
 
 def serve(tmp_path: Path, monkeypatch: Any) -> Iterator[Shell]:
     """For a fixture: at the end the daemon is stopped with its jobs, and nothing of it is left."""
@@ -109,6 +116,8 @@ def serve(tmp_path: Path, monkeypatch: Any) -> Iterator[Shell]:
     work.mkdir()
     shell = Shell(state, work)
     yield shell
+    for verb in shell.running:
+        verb.give_up()
     shell.ok("daemon", "stop", "--kill-jobs")
     assert shell("daemon", "status").code == 3
     faultlab.until(lambda: not ours(state), what=lambda: f"left behind: {ours(state)}")

@@ -352,13 +352,14 @@ class Scene:
 
     def delegate(self, script: str, **options: Any) -> int:
         """A job that runs a shell script: in place, if it is not said otherwise."""
-        options = {"in_place": True, "limits": {}, "cwd": str(self.folder)} | options
+        options = {"in_place": True, "limits": {}, "cwd": str(self.folder), **options}
         job = self.client.delegate(["/bin/sh", "-c", ONCE + script], environment=self.environment(), **options)
         return int(job["id"])
 
     def running(self, script: str, **options: Any) -> int:
         """A job whose script has come to a line that calls ``ready``."""
         id = self.delegate(f'ready() {{ : > "$PROOF/ready.$AGENTD_JOB"; }}\n{script}', **options)
+        self.client.wait([id], until="running", timeout=60)  # whoever asks has a dead daemon replaced
         until(lambda: (self.proof / f"ready.{id}").exists(), what=lambda: f"job {id} does not run")
         return id
 

@@ -17,8 +17,11 @@ EXIT_PIPE = 141  # 128 + SIGPIPE, as a shell tells of a program whose reader has
 
 def main() -> int:
     """Run the command line of this process; its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: it wants to hear nothing
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     return guarded(sys.argv[1:])
 

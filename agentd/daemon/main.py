@@ -215,6 +215,8 @@ class Daemon:
         await self.server.close()
         await self.engine.close()
         self.zygotes.close()
+        if self.performer.cgroup and not self.engine.live:
+            process.cgroup_remove(self.performer.cgroup)
         for task in self.engine.tasks:
             task.cancel()
 

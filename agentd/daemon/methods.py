@@ -582,6 +582,10 @@ class Methods:
 
 
 def check_words(argv: tuple[str, ...], ask: protocol.Delegate) -> None:
+    if not argv[0]:
+        raise Usage("the command's first word is empty: name a program", "bad_command")
+    if "\0" in ask.task:
+        raise Usage("the task holds a NUL character", "bad_task")
     if any("\0" in word for word in argv):
         raise Usage("the command holds a NUL character, which no program can be given", "bad_command")
     if not os.path.isabs(ask.cwd) or "\0" in ask.cwd:
