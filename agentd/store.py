@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any, NamedTuple
 
 from agentd.core.errors import EXIT_FAULT, Fault, NotNow
@@ -106,6 +106,8 @@ class Store:
         answer: Future[Any] = Future()
 
         def run() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return  # who asked has gone; from here on it cannot be cancelled
             try:
                 answer.set_result(question(self.db))
             except BaseException as error:
@@ -242,7 +244,8 @@ class Store:
             time.sleep(RETRY_S)
             return works
         refusal = NotNow(f"cannot save the change: {error}; free some disk space and try again", "disk_full")
-        work.done.set_exception(refusal)
+        with contextlib.suppress(InvalidStateError):  # who asked has gone
+            work.done.set_exception(refusal)
         return []
 
     def _after_nonsense(self, works: list[Work], error: Exception) -> list[Work]:

@@ -251,3 +251,14 @@ def test_following_goes_on_over_the_daemons_death(lab: Lab) -> None:
                 break
     assert [event["seq"] for event in heard] == list(range(1, heard[-1]["seq"] + 1))
     assert [event["job"] for event in completions(heard)] == [first["id"], second["id"]]
+
+
+def test_a_reader_that_leaves_while_it_is_caught_up_costs_nothing(lab: Lab) -> None:
+    """Its question to the store is withdrawn; the store goes on."""
+    lab.run("true")
+    for _ in range(100):
+        link = lab.connect()
+        say(link, request("events.subscribe", since=0))
+        link.close()
+    assert lab.run("true")["outcome"] == "succeeded"
+    assert len(completions(lab.events())) == 2
