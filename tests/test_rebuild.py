@@ -20,6 +20,8 @@ from agentd import jobdir
 from agentd.store import EPOCH
 
 # Each attempt makes a file of its own: the second of the same nonce would fail (O_EXCL). Then it waits to be let go.
+pytestmark = pytest.mark.slow
+
 ONCE = 'set -C; : > "$RUNS/$AGENTD_JOB.$AGENTD_ATTEMPT.$AGENTD_NONCE" || exit 99; '
 
 
