@@ -82,9 +82,7 @@ def test_every_setting_is_in_the_manual(table: str, key: str) -> None:
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_and_parameter_is_in_the_manual(method: str) -> None:
     page = roff("agentd-protocol.7")
-    found = re.search(
-        rf"^\.TP\n{re.escape(method)}\b(?P<star> \" \*\")?(?P<text>.*?)(?=^\.TP|^\.S[SH])", page, re.M | re.S
-    )
+    found = re.search(rf"^\.SS {re.escape(method)}(?P<star> \*)?\n(?P<text>.*?)(?=^\.S[SH])", page, re.M | re.S)
     assert found is not None
     assert (found["star"] is not None) == METHODS[method].is_narrow
     for field in msgspec.structs.fields(METHODS[method].params):
