@@ -239,6 +239,7 @@ def test_run_passes_input_and_its_end_on(agentd: Shell) -> None:
     assert agentd("run", "-i", "true", input=data).code == 0
 
 
+@pytest.mark.slow
 def test_run_answers_while_input_is_typed(agentd: Shell) -> None:
     job = agentd.start("run", "-i", "sh", "-c", "while read line; do echo got $line; done", stdin=subprocess.PIPE)
     assert job.process.stdin is not None

@@ -24,6 +24,8 @@ from agentd.core.errors import AgentdError, NotNow, Refused
 from agentd.git import run as git_run
 from agentd.git.repository import settle
 
+pytestmark = pytest.mark.slow
+
 WAITS = "ready; while [ ! -e $PROOF/go ]; do sleep 0.05; done; exit 5"
 CLI = (sys.executable, "-m", "agentd")
 
