@@ -162,6 +162,7 @@ def test_follow_goes_over_rotation(agentd: Shell, gate: Path) -> None:
     assert (said.code, said.err) == (0, "")
 
 
+@pytest.mark.slow
 def test_follow_goes_over_the_death_of_its_keeper(agentd: Shell, gate: Path) -> None:
     script = "echo up; for i in 1 2 3; do read word < gate; echo $i $word; done; exit 9"
     id = agentd.job("sh", "-c", script)

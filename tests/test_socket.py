@@ -78,9 +78,10 @@ class Lab:
     def file(self, path: str) -> str:
         return Path(self.state, path).read_text()
 
-    def events(self, since: int = 0, name: str | None = None) -> list[dict[str, Any]]:
+    def events(self, name: str | None = None) -> list[dict[str, Any]]:
+        """All there are; or those that ``name`` has not acknowledged."""
         with self.client() as client:
-            return list(client.events(name=name, since=since, follow=False))
+            return list(client.events(name=name, since=None if name else 0, follow=False))
 
     def stop(self) -> None:
         """End jobs, daemon and zygote, and see that they are gone."""
@@ -296,6 +297,7 @@ def test_who_subscribes_and_has_finished_asking_is_still_told(victim: Lab) -> No
     assert {event["job"] for event in heard} == {job["id"]}
 
 
+@pytest.mark.slow
 def test_clients_that_die_while_they_wait_leave_nothing(victim: Lab) -> None:
     with victim.client() as client:
         job = client.delegate(["sleep", "99"], cwd="/", in_place=True)
