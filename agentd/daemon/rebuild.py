@@ -9,19 +9,15 @@ import contextlib
 import os
 import shutil
 import sqlite3
-import time
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from agentd import jobdir
-from agentd.core import events as on
-from agentd.core import machine, recovery
-from agentd.core.job import Done, Job, Kept, Queued, Starting, State, Trashed, Worktree, outcome
-from agentd.core.machine import Notice
+from agentd.core.job import Job, Kept, Queued, Removing, Starting, State, Trashed, Worktree
 from agentd.core.text import decode, encode
-from agentd.store import EPOCH, connect
+from agentd.store import connect
 
 LEFTOVERS = ("", "-wal", "-shm")
 
@@ -60,14 +56,8 @@ def rebuild(state_dir: str, path: str) -> int:
         db.execute("BEGIN")
         db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (str(epoch),))
         known = {job.id: job for job in (decode(doc, Job) for (doc,) in db.execute("SELECT doc FROM jobs"))}
-        seq = epoch * EPOCH
-        found = [(job, ()) for job in jobs_on_disk(state_dir, known)] + jobs_in_trash(state_dir, known)
-        for job, notices in found:
+        for job in [*jobs_on_disk(state_dir, known), *jobs_in_trash(state_dir, known)]:
             db.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?)", (job.id, encode(job)))
-            for notice in notices:
-                seq += 1
-                row = (seq, time.time(), notice.type, job.id, job.attempt, job.owner, encode(notice.data))
-                db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         db.execute("COMMIT")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     os.rename(aside, path)
@@ -101,8 +91,6 @@ def jobs_on_disk(state_dir: str, known: dict[int, Job]) -> list[Job]:
         job = job_from_files(f"{state_dir}/jobs/{id}", known.get(id))
         if job is not None:
             found.append(job)
-        elif id in known and isinstance(known[id].shelf, Trashed):
-            found.append(replace(known[id], shelf=Kept()))  # it was taken out after the backup
     return found
 
 
@@ -129,33 +117,16 @@ def was_launched(path: str) -> bool:
     return any(os.path.exists(f"{path}/{name}.json") for name in ("agent", "exit", "end"))
 
 
-def jobs_in_trash(state_dir: str, known: dict[int, Job]) -> list[tuple[Job, tuple[Notice, ...]]]:
-    """With what is to be told of them: the completion, if the backup does not know of it."""
+def jobs_in_trash(state_dir: str, known: dict[int, Job]) -> list[Job]:
     found = []
     for id in numbers_in(f"{state_dir}/trash"):
         entry = jobdir.read(f"{state_dir}/trash/{id}", "entry.json")
-        home = f"{state_dir}/trash/{id}/job"
-        job = job_from_files(home, known.get(id)) or known.get(id)
-        if entry is None or job is None or not os.path.isdir(home) or isinstance(job.shelf, Trashed):
+        job = known.get(id) or job_from_files(f"{state_dir}/trash/{id}/job", None)
+        if entry is None or job is None or isinstance(job.shelf, Trashed):
             continue
-        after = machine.Step(job) if job.is_done else how_it_ended(job, f"{home}/{job.attempt}")
-        assert isinstance(after.job.state, Done)
-        state = replace(after.job.state, is_settled=True)
-        shelved = replace(after.job, state=state, shelf=Trashed(float(entry["at"]), entry))
-        found.append((shelved, after.notices))
+        shelf = Trashed(float(entry["at"]), entry) if job.is_done else Removing(float(entry["at"]))
+        found.append(replace(job, shelf=shelf))
     return found
-
-
-def how_it_ended(job: Job, path: str) -> machine.Step:
-    """A job in the trash has ended: what its files do not say of that, nobody knows."""
-    started = replace(job, state=Starting(job.created))
-    seen = recovery.Seen(**{name: jobdir.read(path, f"{name}.json") for name in ("agent", "exit", "end")})
-    for event in recovery.true_events(started, seen, time.time()):
-        after = machine.step(started, event)
-        if after.job.is_done:
-            return after
-        started = after.job
-    return machine.step(started, on.AttemptEnded(time.time(), None, None, outcome({}, {})))
 
 
 def numbers_in(folder: str) -> list[int]:
