@@ -216,6 +216,8 @@ class Keeper:
         self.tell_zygote("started")
         if jobdir.noexec(self.path, self.agent) is None:
             self.nudge("started")
+        if self.spec.get("stdin"):
+            self.pump_input()  # what was sent before we listened
 
     def adopt(self, agent: Record) -> None:
         self.agent = agent

@@ -29,11 +29,23 @@ def agentd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     yield from clishell.serve(tmp_path, monkeypatch)
 
 
+class Gate:
+    """A FIFO at which a job waits for a word. It is held open here: if it were opened for each word, the job could
+    come for the next one before the last was closed, and find an end of file."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self.fd = os.open(path, os.O_RDWR)
+
+    def say(self, word: str) -> None:
+        os.write(self.fd, word.encode() + b"\n")
+
+
 @pytest.fixture
-def gate(agentd: Shell) -> Path:
-    """A FIFO in the working folder at which a job waits until the test opens it."""
-    os.mkfifo(agentd.cwd / "gate")
-    return agentd.cwd / "gate"
+def gate(agentd: Shell) -> Iterator[Gate]:
+    gate = Gate(agentd.cwd / "gate")
+    yield gate
+    os.close(gate.fd)
 
 
 def keeper_of(agentd: Shell, id: str) -> int:
@@ -52,7 +64,7 @@ def numbered(agentd: Shell, lines: int) -> str:
     script = agentd.cwd / "numbered.py"
     script.write_text(
         f"import sys\nfor n in range({lines}): print(f'{{n:099d}}')\nsys.stdout.flush()\n"
-        "open('gate').read()\nprint('end')\n"
+        "open('gate').readline()\nprint('end')\n"
     )
     return str(script)
 
@@ -67,13 +79,13 @@ def test_both_streams_in_the_order_in_which_they_came(agentd: Shell) -> None:
     assert sorted(agentd.ok("logs", "1").split()) == ["a", "b", "c"]
 
 
-def test_the_tail_goes_over_both_streams(agentd: Shell, gate: Path) -> None:
+def test_the_tail_goes_over_both_streams(agentd: Shell, gate: Gate) -> None:
     script = "echo a1; echo a2; read _ < gate; echo b1 >&2; echo b2 >&2; read _ < gate; printf 'c1\\nc2'"
     follower = agentd.start("logs", "-f", agentd.job("sh", "-c", script))
     follower.until(b"a2\n")
-    gate.write_text("go\n")
+    gate.say("go")
     follower.until(b"b2\n")
-    gate.write_text("go\n")
+    gate.say("go")
     whole = "a1\na2\nb1\nb2\nc1\nc2"
     assert follower.finish() == (0, whole, "")
     assert agentd.ok("logs", "1") == whole
@@ -115,9 +127,9 @@ def on_terminal(agentd: Shell, *words: str) -> bytes:
     return said
 
 
-def test_what_log_max_dropped_is_told(agentd: Shell, gate: Path) -> None:
+def test_what_log_max_dropped_is_told(agentd: Shell, gate: Gate) -> None:
     id = agentd.job(sys.executable, numbered(agentd, 8000), flags=["--log-max", "256K"])
-    gate.write_text("")
+    gate.say("")
     agentd("wait", id)
     said = agentd("logs", id)
     kept = said.out
@@ -127,7 +139,7 @@ def test_what_log_max_dropped_is_told(agentd: Shell, gate: Path) -> None:
     assert agentd("logs", "-n", "1", id) == (0, "end\n", "")
 
 
-def test_it_works_while_the_daemon_is_dead(agentd: Shell, gate: Path) -> None:
+def test_it_works_while_the_daemon_is_dead(agentd: Shell, gate: Gate) -> None:
     agentd.job("sh", "-c", GATED, flags=["--name", "speaker"])
     agentd("wait", "--for", "running", "1")
     daemon = agentd.json("daemon", "status", "--json")["pid"]
@@ -135,7 +147,7 @@ def test_it_works_while_the_daemon_is_dead(agentd: Shell, gate: Path) -> None:
     follower = agentd.start("logs", "-f", "--exit-code", "speaker")
     follower.until(b"one\n")
     assert agentd.ok("logs", "1") == "one\n"
-    gate.write_text("three\n")
+    gate.say("three")
     assert follower.finish() == (0, "one\ntwo\nthree\n", "")
     assert agentd("logs", "speake").code == 1
     assert not running(daemon)
@@ -151,31 +163,30 @@ def running(pid: int) -> bool:
 # --- logs -f ----------------------------------------------------------------------------------------------------
 
 
-def test_follow_goes_over_rotation(agentd: Shell, gate: Path) -> None:
+def test_follow_goes_over_rotation(agentd: Shell, gate: Gate) -> None:
     id = agentd.job(sys.executable, numbered(agentd, 20_000), flags=["--log-max", "4M"])
     follower = agentd.start("logs", "-f", id)
     follower.until(f"{19_999:099d}\n".encode())
     assert len(list(agentd.path(id).glob("log.out.*"))) > 2
-    gate.write_text("")
+    gate.say("")
     said = follower.finish()
     assert said.out == "".join(f"{n:099d}\n" for n in range(20_000)) + "end\n"
     assert (said.code, said.err) == (0, "")
 
 
-@pytest.mark.slow
-def test_follow_goes_over_the_death_of_its_keeper(agentd: Shell, gate: Path) -> None:
+def test_follow_goes_over_the_death_of_its_keeper(agentd: Shell, gate: Gate) -> None:
     script = "echo up; for i in 1 2 3; do read word < gate; echo $i $word; done; exit 9"
     id = agentd.job("sh", "-c", script)
     follower = agentd.start("logs", "-f", "--exit-code", id)
     follower.until(b"up\n")
     for round in (b"1", b"2", b"3"):
         os.kill(keeper_of(agentd, id), signal.SIGKILL)
-        gate.write_bytes(b"go\n")
+        gate.say("go")
         follower.until(round + b" go\n")
     assert follower.finish() == (9, "up\n1 go\n2 go\n3 go\n", "")
 
 
-def test_follow_goes_over_the_death_of_everybody(agentd: Shell, gate: Path) -> None:
+def test_follow_goes_over_the_death_of_everybody(agentd: Shell, gate: Gate) -> None:
     id = agentd.job("sh", "-c", GATED)
     follower = agentd.start("logs", "-f", id)
     follower.until(b"one\n")
@@ -184,7 +195,7 @@ def test_follow_goes_over_the_death_of_everybody(agentd: Shell, gate: Path) -> N
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     agentd.ok("daemon", "start")
-    gate.write_text("three\n")
+    gate.say("three")
     assert follower.finish().out == "one\ntwo\nthree\n"
 
 
@@ -202,19 +213,19 @@ def test_follow_waits_for_a_job_that_has_not_started(agentd: Shell, tmp_path: Pa
     assert follower.finish() == (0, "at last\n", "")
 
 
-def test_ctrl_c_leaves_logs_and_harms_nobody(agentd: Shell, gate: Path) -> None:
+def test_ctrl_c_leaves_logs_and_harms_nobody(agentd: Shell, gate: Gate) -> None:
     id = agentd.job("sh", "-c", GATED)
     follower = agentd.start("logs", "-f", id)
     follower.until(b"one\n")
     follower.interrupt()
     assert follower.finish() == (130, "one\n", "")
-    gate.write_text("\n")
+    gate.say("")
     assert agentd("wait", id).code == 0
 
 
-def test_a_reader_that_leaves_ends_logs_quietly(agentd: Shell, gate: Path) -> None:
+def test_a_reader_that_leaves_ends_logs_quietly(agentd: Shell, gate: Gate) -> None:
     id = agentd.job(sys.executable, numbered(agentd, 5000))
-    gate.write_text("")
+    gate.say("")
     agentd("wait", id)
     command = f"{sys.executable} -m agentd logs {id} | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
@@ -240,7 +251,6 @@ def test_run_passes_input_and_its_end_on(agentd: Shell) -> None:
     assert agentd("run", "-i", "true", input=data).code == 0
 
 
-@pytest.mark.slow
 def test_run_answers_while_input_is_typed(agentd: Shell) -> None:
     job = agentd.start("run", "-i", "sh", "-c", "while read line; do echo got $line; done", stdin=subprocess.PIPE)
     assert job.process.stdin is not None
@@ -289,15 +299,15 @@ def test_a_run_whose_reader_leaves_ends_as_a_pipe_would_have_it(agentd: Shell) -
     assert agentd.json("ps", "--json") == []
 
 
-def test_run_outlives_the_daemon(agentd: Shell, gate: Path) -> None:
+def test_run_outlives_the_daemon(agentd: Shell, gate: Gate) -> None:
     job = agentd.start("run", "sh", "-c", GATED + "; exit 4")
     job.until(b"one\n")
     os.kill(agentd.json("daemon", "status", "--json")["pid"], signal.SIGKILL)
-    gate.write_text("three\n")
+    gate.say("three")
     assert job.finish() == (4, "one\ntwo\n", "three\n")
 
 
-def test_a_follower_at_rest_does_nothing(agentd: Shell, gate: Path) -> None:
+def test_a_follower_at_rest_does_nothing(agentd: Shell, gate: Gate) -> None:
     """No polling: blocked in poll(2), it uses no processor time until there is something to do."""
     id = agentd.job("sh", "-c", GATED)
     follower = agentd.start("logs", "-f", id)
@@ -312,5 +322,5 @@ def test_a_follower_at_rest_does_nothing(agentd: Shell, gate: Path) -> None:
     before = switches()
     assert not select.select([follower.process.stdout], [], [], 0.5)[0]
     assert switches() <= before + 1
-    gate.write_text("\n")
+    gate.say("")
     assert follower.finish().code == 0
