@@ -128,6 +128,8 @@ class Zygote:
         self.unwatch(self.control.fileno())
         self.control.close()
         self.control = None
+        for _, fds in self.outgoing:
+            close_all(fds)
         self.outgoing.clear()
 
     def on_control(self, events: int) -> None:
@@ -156,7 +158,10 @@ class Zygote:
     def say(self, message: Message, fds: dict[str, int] | None = None) -> None:
         fds = fds or {}
         if self.control is not None:
-            self.outgoing.append((message | {"fds": list(fds)}, list(fds.values())))
+            # Copies: the attempt may end, and its descriptors be closed and their numbers another's, before a
+            # daemon that is behind takes this.
+            copies = [os.dup(fd) for fd in fds.values()]
+            self.outgoing.append((message | {"fds": list(fds)}, copies))
             self.flush()
 
     def flush(self) -> None:
@@ -170,6 +175,7 @@ class Zygote:
             except OSError:
                 return self.lose_control()
             self.outgoing.pop(0)
+            close_all(fds)
         if self.control is not None:
             self.poll.modify(self.control.fileno(), select.POLLIN)
 
@@ -375,6 +381,11 @@ class Zygote:
     def on_over(self, path: str) -> None:
         self.release(path)
         self.say({"notice": "over", "path": path})
+
+
+def close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def close_all_but(kept: set[int]) -> None:

@@ -92,7 +92,7 @@ def test_too_much_is_refused_with_the_five_largest(top: str, repo: Repo) -> None
     assert str(refusal.value) == (
         "cannot take 28,000 untracked bytes along: the limit is 20,000; largest: big7 (7,000 bytes), "
         "big6 (6,000 bytes), big5 (5,000 bytes), big4 (4,000 bytes), big3 (3,000 bytes); "
-        "raise it with --max-snapshot or drop --with-changes"
+        "raise worktree.max_snapshot in agentd.toml or drop --with-changes"
     )
     assert run(top, "count-objects") == objects
 

@@ -44,6 +44,7 @@ def main() -> int:
 
 def run(state_dir: str, ready_fd: int | None) -> int:
     os.umask(0o077)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # whoever started us may have blocked some
     os.chdir("/")
     make_private(state_dir)
     refuse_remote(state_dir)

@@ -203,7 +203,7 @@ class Methods:
         settled, dirt = None, None
         if not ask.in_place:
             dirt = asyncio.ensure_future(self.performer.in_thread(look_for_dirt, ask.cwd, ask.with_changes))
-            settled = await self.performer.in_thread(repository.settle, ask.cwd, ask.base)
+            settled = await self.performer.in_prompt_thread(repository.settle, ask.cwd, ask.base)
         elif not os.path.isdir(ask.cwd):
             raise Refused(f"cannot run in {names.escaped(ask.cwd)}: there is no such folder", "no_folder")
         id, self.next_id = self.next_id, self.next_id + 1

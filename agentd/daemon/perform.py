@@ -43,6 +43,8 @@ class Performer:
         """Open a job's own narrow socket."""
         self.stop_listening_for: Callable[[str], None]
         self.threads = ThreadPoolExecutor(GIT_THREADS, thread_name_prefix="git")
+        self.prompt_threads = ThreadPoolExecutor(GIT_THREADS, thread_name_prefix="prompt")
+        """For the one git call that somebody at a prompt waits for: it queues behind no checkout."""
         self.secrets: dict[int, dict[str, str]] = {}
         """Values of jobs that have not started: in memory only."""
         self.escrow: dict[str, dict[str, int]] = {}
@@ -70,6 +72,9 @@ class Performer:
 
     async def in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.threads, call, *arguments)
+
+    async def in_prompt_thread(self, call: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.prompt_threads, call, *arguments)
 
     def attempt_dir(self, job: Job) -> str:
         return paths.attempt_dir(self.state_dir, job.id, job.attempt)

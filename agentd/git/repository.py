@@ -84,7 +84,7 @@ def _current_branch(git_dir: str) -> str | None:
 
 def _refusal(failure: GitFailed, cwd: str, base: str | None) -> Exception:
     if "not a git repository" in failure.stderr:
-        message = f"{cwd} is not in a git repository; use agentd run (in place), --copy or --shared, or: git init"
+        message = f"{cwd} is not in a git repository; use agentd run (in place), or: git init"
         return Refused(message, code="no_repository")
     if "dubious ownership" in failure.stderr:
         remedy = f"git config --global --add safe.directory {cwd}"

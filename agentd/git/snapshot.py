@@ -169,7 +169,9 @@ def _refuse_too_much(tree: Tree, untracked: list[str], max_bytes: int) -> None:
         return
     largest = ", ".join(f"{path} ({size:,} bytes)" for size, path in sizes[:5])
     message = f"cannot take {total:,} untracked bytes along: the limit is {max_bytes:,}; largest: {largest}"
-    raise Refused(f"{message}; raise it with --max-snapshot or drop --with-changes", code="snapshot_too_large")
+    raise Refused(
+        f"{message}; raise worktree.max_snapshot in agentd.toml or drop --with-changes", code="snapshot_too_large"
+    )
 
 
 def _tree_id(tree: Tree, commit: str) -> str:
