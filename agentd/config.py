@@ -3,7 +3,7 @@
 import os
 import re
 import tomllib
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -13,13 +13,16 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
 class Limits(Table, frozen=True):
-    running: int = 64
-    queued: int = 10_000
+    running: Annotated[int, msgspec.Meta(ge=1)] = 64
+    queued: Count = 10_000
 
 
 class Secrets(Table, frozen=True):
@@ -39,7 +42,7 @@ class Worktrees(Table, frozen=True):
 
 
 class Trash(Table, frozen=True):
-    days: int = 14
+    days: Count = 14
 
 
 class Config(Table, frozen=True):

@@ -90,7 +90,9 @@ def write_final(path: str, name: str, record: Record) -> None:
     except FileNotFoundError:
         return write(path, name, record)
     try:
-        write_all(fd, data.ljust(PREALLOCATED[kind]))
+        padded = data.ljust(PREALLOCATED[kind])
+        write_all(fd, padded)
+        os.ftruncate(fd, len(padded))  # a longer one may have been begun here
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -160,10 +162,12 @@ def listen(path: str, kind: int = socket.SOCK_STREAM, backlog: int = 128) -> soc
     folder, name = os.path.split(path)
     aside = f".{name}.{os.getpid()}"
     fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-    before = os.umask(0o177)
     try:
         remove_quietly(f"{folder}/{aside}")
         listener.bind(f"/proc/self/fd/{fd}/{aside}")
+        # Not by umask, which is the whole process's: other threads make folders and start programs just now.
+        # Nobody can connect before it listens.
+        os.chmod(f"{folder}/{aside}", 0o600)
         listener.listen(backlog)
         os.rename(f"{folder}/{aside}", path)
     except BaseException:
@@ -171,7 +175,6 @@ def listen(path: str, kind: int = socket.SOCK_STREAM, backlog: int = 128) -> soc
         remove_quietly(f"{folder}/{aside}")
         raise
     finally:
-        os.umask(before)
         os.close(fd)
     return listener
 

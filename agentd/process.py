@@ -94,8 +94,8 @@ def open_verified(who: Identity) -> int | None:
     try:
         pidfd = os.pidfd_open(pid)
     except OSError as error:
-        # EINVAL: the number now belongs to a thread.
-        if error.errno in (errno.ESRCH, errno.EINVAL):
+        # EINVAL, ENOENT since Linux 6.16: the number now belongs to a thread.
+        if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
             return None
         raise
     if _identity(pid, pidfd) == who:
@@ -122,17 +122,19 @@ def _has_pidfs() -> bool:
     global _pidfs
     if _pidfs is None:
         with open("/proc/filesystems") as file:
-            _pidfs = "\tpidfs\n" in file.read() or _pidfd_inodes_differ()
+            _pidfs = "\tpidfs\n" in file.read() or _pidfd_has_a_file_system()
     return _pidfs
 
 
-def _pidfd_inodes_differ() -> bool:
-    mine, parents = os.pidfd_open(os.getpid()), os.pidfd_open(os.getppid() or 1)
+def _pidfd_has_a_file_system() -> bool:
+    # Before pidfs a pidfd had the one anonymous inode that an epoll descriptor has, too. (Two pidfds cannot be
+    # compared: process 1 of a namespace sees none but its own.)
+    mine, other = os.pidfd_open(os.getpid()), select.epoll()
     try:
-        return os.fstat(mine).st_ino != os.fstat(parents).st_ino
+        return os.fstat(mine).st_dev != os.fstat(other.fileno()).st_dev
     finally:
         os.close(mine)
-        os.close(parents)
+        other.close()
 
 
 def _stat_fields(pid: int | str) -> list[str]:
@@ -142,10 +144,10 @@ def _stat_fields(pid: int | str) -> list[str]:
 
 
 def send(pidfd: int, number: int) -> bool:
-    """Signal through a verified pidfd; False if the process has gone."""
+    """Signal through a verified pidfd; False if the process has gone, or has become another user's."""
     try:
         signal.pidfd_send_signal(pidfd, number)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
         return False
     return True
 

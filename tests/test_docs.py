@@ -10,6 +10,7 @@ import select
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -308,10 +309,20 @@ def over_socat(state_dir: str, path: str) -> Talk:
     return Talk(child.stdin.fileno(), child.stdout.fileno(), close)
 
 
+@pytest.fixture
+def short_folder() -> Iterator[str]:
+    """socat takes no path of more than 107 bytes, and a test's own folder can be longer."""
+    with tempfile.TemporaryDirectory(prefix="agentd-") as folder:
+        yield folder
+
+
 @pytest.mark.parametrize("over", [over_a_socket, over_socat])
-def test_the_dialogue_takes_place(over: Callable[[str, str], Talk]) -> None:
+def test_the_dialogue_takes_place(
+    over: Callable[[str, str], Talk], short_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if over is over_socat and shutil.which("socat") is None:
         pytest.skip("no socat")
+    monkeypatch.setenv("AGENTD_STATE_DIR", short_folder)
     lines = dialogue()
     assert {way for way, _ in lines} == {"<", ">"}
     with Client() as client:

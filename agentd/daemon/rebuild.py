@@ -7,57 +7,72 @@ is not in it are set back to a live state, and the ordinary look at their files 
 
 import contextlib
 import os
+import re
 import shutil
 import sqlite3
+import time
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from agentd import jobdir
-from agentd.core.job import Job, Kept, Queued, Removing, Starting, State, Trashed, Worktree
+from agentd.core import events as on
+from agentd.core import machine, recovery
+from agentd.core.job import Done, Job, Kept, Queued, Starting, State, Trashed, Worktree, outcome
+from agentd.core.machine import Notice
 from agentd.core.text import decode, encode
-from agentd.store import connect
+from agentd.store import EPOCH, connect
 
 LEFTOVERS = ("", "-wal", "-shm")
 
 
 def is_needed(state_dir: str, path: str) -> str | None:
     """Why the store must be rebuilt; None if it need not be."""
+    ran = jobs_that_ran(state_dir)
     if not os.path.exists(path):
-        has_jobs = os.path.isdir(f"{state_dir}/jobs") and bool(os.listdir(f"{state_dir}/jobs"))
-        return "the store is missing" if has_jobs or os.path.exists(f"{path}.backup") else None
+        return "the store is missing" if ran or numbers_in(f"{state_dir}/jobs") or copies_of(path) else None
     try:
-        db = connect(path)
+        with contextlib.closing(connect(path)) as db:
+            stored = {id for (id,) in db.execute("SELECT id FROM jobs")}
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
             return None
         return f"the store is damaged: {error}"
-    db.close()
-    return None
+    # A job runs only after it was stored. sqlite takes a file that was cut short, or lost its -wal, for a good one.
+    lost = sorted(ran - stored)
+    return f"the store does not know of job {lost[0]}, which ran" if lost else None
+
+
+def jobs_that_ran(state_dir: str) -> set[int]:
+    """By their files: those in the trash, and those with an attempt that was launched."""
+    trashed = {id for id in numbers_in(f"{state_dir}/trash") if os.path.isdir(f"{state_dir}/trash/{id}/job")}
+    homes = {id: f"{state_dir}/jobs/{id}" for id in numbers_in(f"{state_dir}/jobs")}
+    return trashed | {id for id, home in homes.items() if any(was_launched(f"{home}/{n}") for n in numbers_in(home))}
 
 
 def rebuild(state_dir: str, path: str) -> int:
     """Put the old store aside and make a new one; returns the new epoch."""
     before = put_aside(path)
     aside = f"{path}.rebuilt"
-    for suffix in LEFTOVERS:
-        jobdir.remove_quietly(aside + suffix)
-    if os.path.exists(f"{path}.backup"):
-        shutil.copyfile(f"{path}.backup", aside)
-    try:
-        db = connect(aside)
-    except sqlite3.DatabaseError:
-        jobdir.remove_quietly(aside)
-        db = connect(aside)
+    best = max(copies_of(path), key=lambda source: newest_seq(source, aside), default=None)
+    if best is None or newest_seq(best, aside) < 0:
+        remove_all(aside)
+    db = connect(aside)
     with contextlib.closing(db):
         epoch = 1 + max(known_epoch(db), int((jobdir.read(state_dir, "epoch.json") or {}).get("epoch", 0)))
         jobdir.write(state_dir, "epoch.json", {"epoch": epoch, "put_aside": before})
         db.execute("BEGIN")
         db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (str(epoch),))
         known = {job.id: job for job in (decode(doc, Job) for (doc,) in db.execute("SELECT doc FROM jobs"))}
-        for job in [*jobs_on_disk(state_dir, known), *jobs_in_trash(state_dir, known)]:
+        seq = epoch * EPOCH
+        found = [(job, ()) for job in jobs_on_disk(state_dir, known)] + jobs_in_trash(state_dir, known)
+        for job, notices in found:
             db.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?)", (job.id, encode(job)))
+            for notice in notices:
+                seq += 1
+                row = (seq, time.time(), notice.type, job.id, job.attempt, job.owner, encode(notice.data))
+                db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         db.execute("COMMIT")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     os.rename(aside, path)
@@ -65,6 +80,32 @@ def rebuild(state_dir: str, path: str) -> int:
         jobdir.remove_quietly(aside + suffix)
     jobdir.sync_folder(state_dir)
     return epoch
+
+
+def copies_of(path: str) -> list[str]:
+    """The backup, and stores that were put aside."""
+    folder, name = os.path.split(path)
+    pattern = re.compile(re.escape(name) + r"\.(backup|old-\d+)")
+    return [f"{folder}/{other}" for other in sorted(os.listdir(folder)) if pattern.fullmatch(other)]
+
+
+def newest_seq(source: str, aside: str) -> int:
+    """How far a copy of the store goes, looked up in a copy of it at ``aside``; -1 if it is damaged."""
+    remove_all(aside)
+    for suffix in LEFTOVERS[:2]:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(source + suffix, aside + suffix)
+    try:
+        with contextlib.closing(connect(aside)) as db:
+            newest = db.execute("SELECT max(seq) FROM events").fetchone()[0] or 0
+            return max(int(newest), known_epoch(db) * EPOCH)
+    except sqlite3.DatabaseError:
+        return -1
+
+
+def remove_all(path: str) -> None:
+    for suffix in LEFTOVERS:
+        jobdir.remove_quietly(path + suffix)
 
 
 def put_aside(path: str) -> str | None:
@@ -91,6 +132,8 @@ def jobs_on_disk(state_dir: str, known: dict[int, Job]) -> list[Job]:
         job = job_from_files(f"{state_dir}/jobs/{id}", known.get(id))
         if job is not None:
             found.append(job)
+        elif id in known and isinstance(known[id].shelf, Trashed):
+            found.append(replace(known[id], shelf=Kept()))  # it was taken out after the backup
     return found
 
 
@@ -117,16 +160,34 @@ def was_launched(path: str) -> bool:
     return any(os.path.exists(f"{path}/{name}.json") for name in ("agent", "exit", "end"))
 
 
-def jobs_in_trash(state_dir: str, known: dict[int, Job]) -> list[Job]:
+def jobs_in_trash(state_dir: str, known: dict[int, Job]) -> list[tuple[Job, tuple[Notice, ...]]]:
+    """With what is to be told of them: the completion, if the backup does not know of it."""
     found = []
     for id in numbers_in(f"{state_dir}/trash"):
         entry = jobdir.read(f"{state_dir}/trash/{id}", "entry.json")
-        job = known.get(id) or job_from_files(f"{state_dir}/trash/{id}/job", None)
-        if entry is None or job is None or isinstance(job.shelf, Trashed):
+        home = f"{state_dir}/trash/{id}/job"
+        job = job_from_files(home, known.get(id)) or known.get(id)
+        if entry is None or job is None or not os.path.isdir(home) or isinstance(job.shelf, Trashed):
             continue
-        shelf = Trashed(float(entry["at"]), entry) if job.is_done else Removing(float(entry["at"]))
-        found.append(replace(job, shelf=shelf))
+        after = machine.Step(job) if job.is_done else how_it_ended(job, f"{home}/{job.attempt}")
+        assert isinstance(after.job.state, Done)
+        state = replace(after.job.state, is_settled=True)
+        shelved = replace(after.job, state=state, shelf=Trashed(float(entry["at"]), entry))
+        found.append((shelved, after.notices))
     return found
+
+
+def how_it_ended(job: Job, path: str) -> machine.Step:
+    """A job in the trash has ended: what its files do not say of that, nobody knows."""
+    started = replace(job, state=Starting(job.created))
+    agent, exit, end = (jobdir.read(path, f"{name}.json") for name in ("agent", "exit", "end"))
+    seen = recovery.Seen(agent=agent, exit=exit, end=end)
+    for event in recovery.true_events(started, seen, time.time()):
+        after = machine.step(started, event)
+        if after.job.is_done:
+            return after
+        started = after.job
+    return machine.step(started, on.AttemptEnded(time.time(), None, None, outcome({}, {})))
 
 
 def numbers_in(folder: str) -> list[int]:
