@@ -388,6 +388,7 @@ def test_stop_leaves_jobs_running_and_the_next_daemon_has_them(client: Client) -
     client.wait([job["id"]], until="running")
     client.ask("daemon.stop")
     client.close()
+    faultlab.until(lambda: jobdir.read(client.state_dir, "daemon.json") is None)  # answered first, ended then
     with pytest.raises(NotNow, match="no daemon is running"), Client(client.state_dir, start=False) as nobody:
         nobody.jobs()
     assert [j["state"] for j in client.jobs()] == ["running"]
