@@ -257,6 +257,7 @@ while True:
 
 
 @ways
+@pytest.mark.slow  # thousands of processes: nobody else beside it gets any
 def test_f57_fork_bomb_is_ended(tmp_path: Path, without: str) -> None:
     """With cgroup.kill, and without by the sweep that stops what it sees until there is nothing new."""
     (tmp_path / "bomb.py").write_text(BOMB)
