@@ -256,6 +256,7 @@ def by_package(text: str) -> dict[str, tuple[int, float]]:
 
 
 def draw(figure: Any, quiet: dict[str, list[float]], busy: dict[str, list[float]]) -> None:
+    longest = max(max(times) for run in (quiet, busy) for times in run.values()) * 1e3
     for place, (title, run) in enumerate((("quiet disk", quiet), ("busy disk", busy)), 1):
         axes = figure.add_subplot(1, 2, place)
         axes.boxplot(
@@ -264,6 +265,6 @@ def draw(figure: Any, quiet: dict[str, list[float]], busy: dict[str, list[float]
         )  # fmt: skip
         axes.set_title(title)
         axes.set_xlabel("ms")
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, longest * 1.05)
         if place == 2:
             axes.set_yticklabels([])

@@ -177,4 +177,5 @@ def draw(figure: Any, found: dict[str, list[float]]) -> None:
     axes.set_xlabel("ms since exit (log)")
     axes.set_ylabel("told by then")
     axes.set_ylim(0, 1)
-    axes.legend(frameon=False, loc="lower right")
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

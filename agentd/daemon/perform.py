@@ -30,7 +30,8 @@ from agentd.git.run import GitFailed
 
 T = TypeVar("T")
 GIT_THREADS = 4
-RECORDS = ("agent", "kill", "exit", "end")
+RECORDS = ("end", "exit", "kill", "agent")
+"""Read the last to be written first: who sees a record then sees all that were written before it."""
 
 
 class Performer:
@@ -332,8 +333,10 @@ class Performer:
             refuse_changed_commands(job_dir(self.state_dir, job), plan_of(job), job.place.admin)
             record = jobdir.read(job_dir(self.state_dir, job), "worktree.json") or {}
             manifest = record.get("manifest") or {}
-            moved = trash.to_trash(plan_of(job), job.place.admin, place, manifest)
-            entry["worktree"] = moved.entry
+            if trash.is_deleted(plan_of(job), place):
+                trash.let_go(plan_of(job), job.place.admin)
+            else:
+                entry["worktree"] = trash.to_trash(plan_of(job), job.place.admin, place, manifest).entry
         jobdir.write(place, "entry.json", entry | {"at": time.time()})
         home = job_dir(self.state_dir, job)
         if os.path.isdir(home):

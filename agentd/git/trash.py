@@ -48,6 +48,20 @@ def to_trash(plan: Plan, admin: str, trash_dir: str, manifest: dict[str, str]) -
     return Trashed(entry)
 
 
+def is_deleted(plan: Plan, trash_dir: str) -> bool:
+    """Has somebody deleted the worktree's folder? (Not: moved to the trash, by a call that was cut short.)"""
+    tree = os.path.join(trash_dir, os.path.basename(plan.path), "tree")
+    return not os.path.lexists(plan.path) and not os.path.isdir(tree)
+
+
+def let_go(plan: Plan, admin: str) -> None:
+    """Of a worktree that was deleted: git's entry goes, and its branch unless there is a commit on it."""
+    with mutex(plan.repo) as lock:
+        drop_admin(plan, admin)
+        if ref_value(plan.repo, plan.ref) == plan.base:
+            git(["update-ref", "-d", plan.ref, plan.base], at=plan.repo, write=True, holding=lock)
+
+
 def _unfinished(plan: Plan, place: str) -> dict[str, Any] | None:
     """The entry of an earlier call that got as far as moving the directory."""
     text = read(os.path.join(place, "entry.json"))
