@@ -105,6 +105,11 @@ def noexec(path: str, agent: Record) -> Record | None:
     return read(path, f"noexec-{agent['agent']['pid']}.json")
 
 
+def has_helpers(path: str, end: Record) -> bool:
+    """Did processes stay after the end that may still write into the FIFOs? These go with the last of them."""
+    return bool(end["left"]) and os.path.exists(f"{path}/out.fifo")
+
+
 def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:

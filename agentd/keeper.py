@@ -58,10 +58,14 @@ def keep(path: str, fds: dict[str, int], escrow: socket.socket | None) -> int:
     if not process.take_byte(life, 0):
         return HELD
     spec = jobdir.read(path, "spec.json")
-    if spec is None or jobdir.read(path, "end.json") is not None:
+    if spec is None:
         return OVER
     keeper = Keeper(path, spec, fds, escrow)
-    keeper.run()
+    end = jobdir.read(path, "end.json")
+    if end is None:
+        keeper.run()
+    elif jobdir.has_helpers(path, end):
+        keeper.stay_for(end["left"])
     return OVER
 
 
@@ -89,6 +93,8 @@ class Keeper:
         self.unkillable = False
         self.hidden_since: float | None = None
         self.blocked = False
+        self.fifos: dict[str, int] = {}
+        self.is_log_whole = True
         self.untold = ""
         self.last_output = process.boottime()
         self.has_ended = False
@@ -97,6 +103,16 @@ class Keeper:
     # --- the loop -------------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        self.prepare()
+        agent = jobdir.read(self.path, "agent.json")
+        self.open_fifos(must_be_held=agent is not None)
+        if agent is None:
+            self.launch()
+        else:
+            self.adopt(agent)
+        self.loop()
+
+    def prepare(self) -> None:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -107,12 +123,25 @@ class Keeper:
         process.become_subreaper()
         self.watch(self.wake_read, self.on_child)
         self.listen()
-        self.fifos = {s: open_fifo(f"{self.path}/{s}.fifo") for s in jobdir.STREAMS}
-        agent = jobdir.read(self.path, "agent.json")
-        if agent is None:
-            self.launch()
-        else:
-            self.adopt(agent)
+
+    def stay_for(self, left: list[Record]) -> None:
+        """After the end, in place of a keeper that was killed: only what helpers that stay still write."""
+        self.prepare()
+        self.agent = jobdir.read(self.path, "agent.json") or {}
+        self.exit, self.has_ended = jobdir.read(self.path, "exit.json"), True
+        self.open_fifos(must_be_held=True)
+        self.pump_for(left)
+        self.loop()
+
+    def open_fifos(self, must_be_held: bool) -> None:
+        for stream in jobdir.STREAMS:
+            path = f"{self.path}/{stream}.fifo"
+            held = open_held(path)
+            if held is None and must_be_held:
+                self.is_log_whole = False
+            self.fifos[stream] = open_fifo(path) if held is None else held
+
+    def loop(self) -> None:
         for stream, fd in self.fifos.items():
             self.watch(fd, self.output_handler(stream))
         while not self.is_over:
@@ -148,6 +177,7 @@ class Keeper:
     # --- launch and adopt -----------------------------------------------------------------------------------
 
     def launch(self) -> None:
+        self.is_log_whole = True  # nothing has run yet
         self.order = jobdir.read(self.path, "kill.json")
         if self.order is not None:
             return self.finish_unstarted(0, "killed before it started")
@@ -612,7 +642,8 @@ class Keeper:
             "format": 1,
             "at": time.time(),
             "log": dict(self.log.ends),
-            "swept": list(self.swept.values()),
+            "log_whole": self.is_log_whole,
+            "swept": in_room(list(self.swept.values())),
             "left": released,
             "reason": (self.order or {}).get("reason"),
             "order": self.order if self.order and self.order.get("reason") else None,
@@ -624,30 +655,32 @@ class Keeper:
             process.cgroup_remove(cgroup)
         jobdir.write_final(self.path, "end.json", end)
         self.has_ended = True
-        jobdir.remove_quietly(f"{self.path}/keeper.sock")
         for name in jobdir.PREALLOCATED:
             jobdir.remove_quietly(f"{self.path}/.{name}.room")
-        for stream in jobdir.STREAMS:
-            jobdir.remove_quietly(f"{self.path}/{stream}.fifo")
         self.nudge("ended")
         self.pump_for(released)
 
     def pump_for(self, released: list[Record]) -> None:
         """Helpers that were meant to stay go on writing into our FIFOs: without a reader they would block."""
-        held = {}
-        for item in released:
-            with contextlib.suppress(OSError):
-                held[os.pidfd_open(int(item["pid"]))] = item
-        self.is_over = not held
-
-        def on_helper_gone(pidfd: int) -> None:
-            self.unwatch(pidfd)
-            os.close(pidfd)
-            del held[pidfd]
-            self.is_over = not held
-
+        held = {pidfd for item in released if (pidfd := process.open_verified(item["who"])) is not None}
         for pidfd in held:
-            self.watch(pidfd, functools.partial(lambda fd, _: on_helper_gone(fd), pidfd))
+            self.watch(pidfd, functools.partial(lambda fd, _: self.on_helper_gone(fd, held), pidfd))
+        if not held:
+            self.be_over()
+
+    def on_helper_gone(self, pidfd: int, held: set[int]) -> None:
+        self.unwatch(pidfd)
+        os.close(pidfd)
+        held.discard(pidfd)
+        if not held:
+            self.be_over()
+
+    def be_over(self) -> None:
+        for stream in jobdir.STREAMS:
+            self.pump(stream)
+            jobdir.remove_quietly(f"{self.path}/{stream}.fifo")
+        jobdir.remove_quietly(f"{self.path}/keeper.sock")
+        self.is_over = True
 
     def released(self) -> list[Record]:
         patterns = self.spec.get("leave") or []
@@ -657,7 +690,8 @@ class Keeper:
         if cgroup:
             os.makedirs(f"{os.path.dirname(cgroup)}/left", exist_ok=True)
         pids = process.cgroup_pids(cgroup) if cgroup else process.descendants("self")
-        return [process.describe(pid) for pid in pids if process.matches(pid, patterns)][:200]
+        staying = [pid for pid in pids if process.matches(pid, patterns)]
+        return in_room([process.describe(pid) | {"who": who} for pid in staying if (who := process.identity(pid))])
 
     # --- output ---------------------------------------------------------------------------------------------
 
@@ -968,6 +1002,18 @@ def open_fifo(path: str) -> int:
     return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
+def open_held(path: str) -> int | None:
+    """A FIFO that somebody has open, None if nobody has: then what was in it died with its last holder."""
+    try:
+        holding = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return open_fifo(path)
+    finally:
+        os.close(holding)
+
+
 def is_readable(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
@@ -980,6 +1026,17 @@ def drain(fd: int) -> None:
             pass
     except BlockingIOError:
         pass
+
+
+def in_room(processes: list[Record]) -> list[Record]:
+    """The first of them, so many that end.json fits into the room that was made for it."""
+    fitting, size = [], 0
+    for item in processes:
+        size += len(json.dumps(item)) + 2
+        if size > jobdir.PREALLOCATED["end"] // 2 - 1024:
+            break
+        fitting.append(item)
+    return fitting
 
 
 def exit_record(si_code: int, si_status: int) -> Record:

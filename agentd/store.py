@@ -293,11 +293,7 @@ class Store:
 
 def connect(path: str) -> sqlite3.Connection:
     """An open database with our settings and tables; sqlite3.DatabaseError if the file is none."""
-    before = os.umask(0o077)
-    try:
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60.0)
-    finally:
-        os.umask(before)
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60.0)
     try:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")

@@ -32,6 +32,7 @@ from agentd import __version__, jobdir, keeper, process
 
 MESSAGE_BYTES = 65536
 MAX_FDS = 8
+MAX_RETRY_S = 5.0
 LAUNCH_ONLY = ("secrets", "stdin_read")
 Message = dict[str, Any]
 
@@ -62,7 +63,8 @@ class Zygote:
         self.strangers: dict[int, tuple[socket.socket, str]] = {}  # keepers that are not our children
         self.leaders: dict[int, str] = {}  # pid -> attempt, once its keeper died
         self.held: dict[str, dict[str, int]] = {}  # attempt -> descriptors
-        self.retry: list[str] = []
+        self.retry: dict[str, float] = {}  # attempt -> when (CLOCK_BOOTTIME) it is looked after again
+        self.failures: dict[str, int] = {}  # attempt -> how often in a row its keeper failed by itself
         self.listener: socket.socket | None = None
         self.from_keepers, self.to_zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.from_keepers.setblocking(False)
@@ -77,15 +79,26 @@ class Zygote:
         self.listener = jobdir.listen(f"{self.state_dir}/zygote.sock", socket.SOCK_SEQPACKET)
         while self.has_work():
             self.accept_daemons()
-            for fd, events in self.poll.poll(20 if self.retry else None):
+            for fd, events in self.poll.poll(self.milliseconds_to_next_retry()):
                 handler = self.handlers.get(fd)
                 if handler is not None:
                     handler(events)
-            for path in self.retry[:]:
-                self.retry.remove(path)
+            now = process.boottime()
+            for path in [path for path, at in self.retry.items() if at <= now]:
+                del self.retry[path]
                 self.look_after(path)
         if self.listener is not None:
             jobdir.remove_quietly(f"{self.state_dir}/zygote.sock")
+
+    def milliseconds_to_next_retry(self) -> float | None:
+        if not self.retry:
+            return None
+        return max(0.0, (min(self.retry.values()) - process.boottime()) * 1000 + 0.5)
+
+    def look_later(self, path: str) -> None:
+        """Not at once again: 20 ms later, and ever more rarely if it goes on failing."""
+        failures = self.failures[path] = self.failures.get(path, 0) + 1
+        self.retry[path] = process.boottime() + min(MAX_RETRY_S, 0.01 * 2**failures)
 
     def has_work(self) -> bool:
         waiting = any("secrets" in fds for fds in self.held.values())
@@ -329,8 +342,8 @@ class Zygote:
         if how.si_code == os.CLD_EXITED and how.si_status == keeper.OVER:
             return self.on_over(path)
         if how.si_code == os.CLD_EXITED and how.si_status not in (keeper.OVER, keeper.HELD):
-            self.retry.append(path)  # it failed by itself; not at once again
-            return
+            return self.look_later(path)  # it failed by itself
+        self.failures.pop(path, None)
         self.look_after(path)
 
     def expect_leader(self, path: str, who: process.Identity) -> None:
@@ -356,21 +369,31 @@ class Zygote:
 
     def look_after(self, path: str) -> None:
         """Adopt the attempt if it has no keeper; else be told when that one dies (its socket ends)."""
-        if jobdir.read(path, "end.json") is not None:
+        end = jobdir.read(path, "end.json")
+        if end is not None and not jobdir.has_helpers(path, end):
             return self.on_over(path)
         if not os.path.isdir(path):
             return self.release(path)
+        self.hold_fifos(path)
         if not process.byte_held(f"{path}/life.lock", 0):
             pid = self.fork_keeper(path)
             return self.say({"notice": "kept", "path": path, "keeper": pid})
         try:
             connection = jobdir.connect(f"{path}/keeper.sock", blocking=False)
         except OSError:
-            self.retry.append(path)  # between its lock and its socket
-            return
+            return self.look_later(path)  # between its lock and its socket
+        self.failures.pop(path, None)
         fd = connection.fileno()
         self.strangers[fd] = (connection, path)
         self.watch(fd, lambda _: self.on_stranger_gone(fd))
+
+    def hold_fifos(self, path: str) -> None:
+        """If anybody has them: else an adopter must see that their bytes are lost."""
+        for stream in jobdir.STREAMS:
+            if stream not in self.held.get(path, {}):
+                fd = keeper.open_held(f"{path}/{stream}.fifo")
+                if fd is not None:
+                    self.hold(path, {stream: fd})
 
     def on_stranger_gone(self, fd: int) -> None:
         self.unwatch(fd)
@@ -379,6 +402,7 @@ class Zygote:
         self.look_after(path)
 
     def on_over(self, path: str) -> None:
+        self.failures.pop(path, None)
         self.release(path)
         self.say({"notice": "over", "path": path})
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as some
 
 from agentd.core.errors import Refused, Usage
 from agentd.core.job import Done, Ended, InPlace, Job, Queued, Running, State, Stopped, Trashed
+from agentd.core.jobs import Jobs
 from agentd.core.names import GOOD_NAME, check_name, escaped, find, name_for, next_number
 
 OK = Ended("succeeded", exit_code=0)
@@ -71,20 +72,33 @@ def test_what_is_shown_drives_no_terminal(text: str) -> None:
     ],
 )
 def test_a_name_is_made_of_a_task(text: str, name: str) -> None:
-    assert name_for(text, []) == name
+    assert name_for(text, [].__contains__) == name
 
 
 @given(some.lists(some.text(max_size=60), max_size=30))
 def test_made_names_are_good_and_unique(texts: list[str]) -> None:
     taken: list[str] = []
     for text in [*texts, *texts]:
-        name = name_for(text, taken)
+        name = name_for(text, taken.__contains__)
         assert GOOD_NAME.fullmatch(name) and name not in taken
         taken.append(name)
 
 
 def test_the_next_free_name() -> None:
-    assert name_for("make", ["make", "make-2", "make-4"]) == "make-3"
+    assert name_for("make", ["make"].__contains__) == "make-2"
+    assert name_for("make", ["make", "make-2", "make-3"].__contains__) == "make-4"
+
+
+def test_the_ten_thousandth_of_a_name_is_found_quickly() -> None:
+    taken = {"make", *(f"make-{n}" for n in range(2, 10_000))}
+    asked: list[str] = []
+
+    def is_taken(name: str) -> bool:
+        asked.append(name)
+        return name in taken
+
+    assert name_for("make", is_taken) == "make-10000"
+    assert len(asked) < 40
 
 
 # Which job does a word mean?
@@ -98,9 +112,15 @@ def done(at: float) -> Done:
     return Done(at + 1, at, 40, OK, is_settled=True)
 
 
-JOBS = {
-    one.id: one
-    for one in [
+def all_of(*jobs: Job) -> Jobs:
+    known = Jobs()
+    for one in jobs:
+        known.remember(one)
+    return known
+
+
+JOBS = all_of(
+    *[
         job(1, "build", "make all", done(1.0), 1),
         job(2, "tests", "pytest -x", Running(20.0, 42), 1),
         job(3, "tests-slow", "pytest -m slow", Running(10.0, 43), 2),
@@ -109,7 +129,7 @@ JOBS = {
         job(6, "old", "make old", done(6.0), 4, shelf=Trashed(7.0, {})),
         job(7, "buildx", "docker buildx", done(7.0), 5),
     ]
-}
+)
 
 
 @pytest.mark.parametrize(
@@ -174,9 +194,9 @@ def test_who_has_no_job_has_no_current_one() -> None:
 
 
 def test_the_last_stopped_is_current() -> None:
-    halted = {3: job(3, "tests-slow", "pytest -m slow", Stopped(10.0, 43, 11.0), 2)}
-    assert find("%+", JOBS | halted, "me").id == 3
-    assert find("%-", JOBS | halted, "me").id == 2
+    halted = job(3, "tests-slow", "pytest -m slow", Stopped(10.0, 43, 11.0), 2)
+    assert find("%+", all_of(*JOBS.values(), halted), "me").id == 3
+    assert find("%-", all_of(*JOBS.values(), halted), "me").id == 2
 
 
 def test_to_end_a_job_its_name_must_be_whole() -> None:

@@ -51,6 +51,8 @@ def logs(
                 told = reader.dropped
             printer.show(piece)
         printer.finish()
+    if not (follow.record(path, "end.json") or {}).get("log_whole", True) and not quiet:
+        options.say("the end of this log may be missing: everything that could hold it was killed before the job ended")
     if exit_code:
         code = follow.code_of(path)
         return EXIT_FAULT if code is None else code

@@ -44,6 +44,8 @@ class Ended(Fact, frozen=True):
     left: tuple[Process, ...] = ()
     log_out: int = 0
     log_err: int = 0
+    log_whole: bool = True
+    """False: all that could hold its output died before it did, so the end of it may be missing."""
 
 
 # --- states -------------------------------------------------------------------------------------------------
@@ -211,6 +213,7 @@ def outcome(exit: dict[str, object], end: dict[str, object]) -> Ended:
         "left": _processes(end.get("left")),
         "log_out": _log(end, "out"),
         "log_err": _log(end, "err"),
+        "log_whole": bool(end.get("log_whole", True)),
     }
     if isinstance(order, dict) and order.get("rungs"):
         common["order"] = order["rungs"][0][0]

@@ -210,6 +210,7 @@ def complete(job: Job, at: float, started: float | None, pid: int | None, how: E
         "reason": how.reason,
         "started_at": started,
         "ended_at": at,
+        "log_whole": how.log_whole,
         "swept": [{"pid": p.pid, "command": p.command} for p in how.swept],
         "left": [{"pid": p.pid, "command": p.command} for p in how.left],
     }

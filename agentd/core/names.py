@@ -1,10 +1,11 @@
 """Names of jobs: what is a good one, one for a job that was given none, and which job a word means."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from agentd.core.errors import Refused, Usage
 from agentd.core.job import Job, Kept, Stopped
+from agentd.core.jobs import Jobs
 
 MAX_NAME = 40
 GOOD_NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
@@ -33,17 +34,22 @@ def _code(character: str) -> str:
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
 
 
-def name_for(text: str, taken: Iterable[str]) -> str:
+def name_for(text: str, is_taken: Callable[[str], bool]) -> str:
     """A free name made of a task or a command."""
     words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     stem = re.sub(r"^[^a-z]+", "", words)[:28].strip("-") or "job"
-    used = set(taken)
-    if stem not in used:
+    if not is_taken(stem):
         return stem
-    return next(name for n in range(2, 1 << 30) if (name := f"{stem}-{n}") not in used)
+    low, high = 1, 2  # found by halves, as ten thousand jobs of one name are a fact of life
+    while is_taken(f"{stem}-{high}"):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if is_taken(f"{stem}-{middle}") else (low, middle)
+    return f"{stem}-{high}"
 
 
-def find(ref: Ref, jobs: dict[int, Job], owner: str, exact: bool = False) -> Job:
+def find(ref: Ref, jobs: Jobs, owner: str, exact: bool = False) -> Job:
     """The one job that ``ref`` means for ``owner``; Refused, with the nearest names, if there is none."""
     text = str(ref)
     if text.isascii() and text.isdigit() and len(text) < 16:
@@ -54,9 +60,9 @@ def find(ref: Ref, jobs: dict[int, Job], owner: str, exact: bool = False) -> Job
     listed = [job for job in jobs.values() if isinstance(job.shelf, Kept)]
     if text.startswith("%"):
         return _find_of_owner(text, [job for job in listed if job.owner == owner])
-    for job in listed:
-        if job.name == text:
-            return job
+    named = jobs.named(text)
+    if named is not None:
+        return named
     near = [job for job in listed if text and job.name.startswith(text)]
     if len(near) == 1 and not exact:
         return near[0]

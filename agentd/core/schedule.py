@@ -1,22 +1,18 @@
 """Who runs next, and who may ask: functions of jobs and limits."""
 
+import heapq
 from collections.abc import Iterable
 
 from agentd.core.errors import NotNow
-from agentd.core.job import Job, Queued
+from agentd.core.job import Job
 
 MAX_DEPTH = 3
 
 
-def admissible(jobs: Iterable[Job], running_limit: int) -> list[int]:
-    """The ids of the queued jobs that may start now, oldest first; no job overtakes another."""
-    active, queued = 0, []
-    for job in jobs:
-        if job.is_active:
-            active += 1
-        elif isinstance(job.state, Queued):
-            queued.append(job.id)
-    return sorted(queued)[: max(0, running_limit - active)]
+def admissible(queued: Iterable[int], free: int) -> list[int]:
+    """The ids of the queued jobs that may start now, when so many slots are free: oldest first, and no job
+    overtakes another."""
+    return heapq.nsmallest(free, queued) if free > 0 else []
 
 
 def depth_below(parent: Job | None) -> int:

@@ -6,19 +6,42 @@ another; those of different jobs share commits.
 """
 
 import asyncio
+import contextlib
 import functools
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 
 from agentd.core import events as on
 from agentd.core import machine, schedule
 from agentd.core.effects import Effect, Reschedule
 from agentd.core.job import Job
+from agentd.core.jobs import Jobs
 from agentd.core.machine import Notice
 from agentd.store import Change, Entry, Store, Subscriber, Work
 
 Perform = Callable[[Job, Effect], Awaitable[None]]
+
+
+class Locks:
+    """A lock for each job that somebody changes just now."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, tuple[asyncio.Lock, int]] = {}
+        """And how many hold or want it."""
+
+    @contextlib.asynccontextmanager
+    async def of(self, id: int) -> AsyncIterator[None]:
+        lock, users = self.held.get(id) or (asyncio.Lock(), 0)
+        self.held[id] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self.held[id]
+            if users > 1:
+                self.held[id] = (lock, users - 1)
+            else:
+                del self.held[id]
 
 
 class Engine:
@@ -37,10 +60,8 @@ class Engine:
         self.publish = publish
         self.perform = perform
         self.on_trouble = on_trouble
-        self.jobs: dict[int, Job] = {}
-        self.live: dict[int, Job] = {}
-        """Those that are not done: the few that admission looks at."""
-        self.locks: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.jobs = Jobs()
+        self.locks = Locks()
         self.effect_tails: dict[int, asyncio.Task[None]] = {}
         self.last_waiting: dict[int, Effect] = {}
         self.admitting: set[int] = set()
@@ -51,14 +72,14 @@ class Engine:
     def load(self) -> list[Subscriber]:
         jobs, subscribers, _ = self.store.load()
         for job in jobs:
-            self._remember(job)
+            self.jobs.remember(job)
         return subscribers
 
     # --- changes --------------------------------------------------------------------------------------------
 
     async def apply(self, id: int, event: on.Event, must: bool = True) -> Job:
         """Let ``event`` happen to a job. Refused if it cannot; NotNow if it cannot be saved (unless ``must``)."""
-        async with self.locks[id]:
+        async with self.locks.of(id):
             step = machine.step(self.jobs[id], event)
             if step.job != self.jobs[id] or step.notices:
                 await self.commit(Change(event.at, step.job, step.notices, must=must))
@@ -72,7 +93,7 @@ class Engine:
 
     async def note(self, id: int, type: str, data: dict[str, object]) -> None:
         """Tell something about a job that is not a change of it."""
-        async with self.locks[id]:
+        async with self.locks.of(id):
             await self.commit(Change(time.time(), self.jobs[id], (Notice(type, data),), must=True))
 
     async def commit(self, change: Change) -> list[Entry]:
@@ -84,18 +105,11 @@ class Engine:
 
     def _committed(self, work: Work, entries: list[Entry]) -> None:
         if work.change.job is not None:
-            self._remember(work.change.job)
+            self.jobs.remember(work.change.job)
         if entries:
             self.publish(entries)
         if not work.done.cancelled():
             work.done.set_result(entries)
-
-    def _remember(self, job: Job) -> None:
-        self.jobs[job.id] = job
-        if job.is_done:
-            self.live.pop(job.id, None)
-        else:
-            self.live[job.id] = job
 
     # --- effects --------------------------------------------------------------------------------------------
 
@@ -138,8 +152,8 @@ class Engine:
     # --- admission ------------------------------------------------------------------------------------------
 
     def reschedule(self) -> None:
-        waiting = [job for job in self.live.values() if job.id not in self.admitting]
-        for id in schedule.admissible(waiting, self.running_limit - len(self.admitting)):
+        free = self.running_limit - self.jobs.active - len(self.admitting)
+        for id in schedule.admissible(self.jobs.queued - self.admitting, free):
             self.admitting.add(id)
             self.spawn(self._admit(id))
 

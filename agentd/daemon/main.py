@@ -181,7 +181,7 @@ class Daemon:
             self.engine.spawn(self.performer.look(job.id))
 
     def on_new_zygote(self) -> None:
-        for job in self.engine.live.values():
+        for job in self.engine.jobs.live.values():
             if isinstance(job.state, Starting | Running | Stopped | Stopping):
                 self.engine.carry_out(job, owed(job))
             elif job.id in self.performer.secrets:
@@ -216,7 +216,7 @@ class Daemon:
         await self.server.close()
         await self.engine.close()
         self.zygotes.close()
-        if self.performer.cgroup and not self.engine.live:
+        if self.performer.cgroup and not self.engine.jobs.live:
             process.cgroup_remove(self.performer.cgroup)
         for task in self.engine.tasks:
             task.cancel()

@@ -35,6 +35,7 @@ SECRET_MARKS = ("KEY", "TOKEN", "SECRET", "PASSW", "CREDENTIAL")
 ENDING_SIGNALS = ("HUP", "INT", "QUIT", "TERM", "KILL", "ABRT")
 DIRT_PATIENCE_S = 0.015
 SETTLE_PATIENCE_S = 60.0
+KEEPER_PATIENCE_S = 10.0
 
 
 class Methods:
@@ -78,7 +79,7 @@ class Methods:
         }
 
     async def do_jobs_list(self, connection: Connection, ask: protocol.ListJobs) -> dict[str, Any]:
-        pool = self.engine.jobs if ask.all else self.engine.live
+        pool = self.engine.jobs if ask.all else self.engine.jobs.live
         found = [
             job
             for job in self.visible(connection, pool)
@@ -148,9 +149,9 @@ class Methods:
 
     async def do_jobs_delegate(self, connection: Connection, ask: protocol.Delegate) -> dict[str, Any]:
         if ask.key:
-            known = next((job for job in self.engine.jobs.values() if job.key == ask.key), None)
+            known = self.engine.jobs.by_key.get(ask.key)
             if known is not None:
-                return {"job": job_view(known), "excluded": None, "base_ref": None}
+                return {"job": job_view(self.engine.jobs[known]), "excluded": None, "base_ref": None}
         parent = self.engine.jobs.get(connection.job) if connection.job is not None else None
         if ask.name is not None:
             names.check_name(ask.name)
@@ -158,8 +159,8 @@ class Methods:
         argv = kind.argv(ask.task, ask.argv)
         check_words(argv, ask)
         depth = schedule.depth_below(parent)
-        queued = sum(isinstance(job.state, Queued | Waiting) for job in self.engine.live.values())
-        schedule.refuse_when_full(queued, self.settings.limits.queued)
+        jobs = self.engine.jobs
+        schedule.refuse_when_full(len(jobs.queued) + len(jobs.waiting), self.settings.limits.queued)
         if self.engine.store.trouble is not None:
             raise NotNow(
                 f"cannot delegate: changes cannot be saved now ({self.engine.store.trouble});"
@@ -172,15 +173,17 @@ class Methods:
         finally:
             self.names_in_use.discard(name)
 
+    def is_taken(self, name: str) -> bool:
+        return name in self.names_in_use or name in self.engine.jobs.by_name
+
     def reserve_name(self, ask: protocol.Delegate, argv: tuple[str, ...]) -> str:
-        listed = {job.name: job for job in self.engine.jobs.values() if isinstance(job.shelf, Kept)}
         if ask.name is None:
             label = ask.task or os.path.basename(argv[0])
-            name = names.name_for(label, [*listed, *self.names_in_use])
+            name = names.name_for(label, self.is_taken)
         else:
             name = ask.name
-            if name in listed:
-                holder = listed[name]
+            holder = self.engine.jobs.named(name)
+            if holder is not None:
                 raise Refused(
                     f'the name "{name}" is taken by job {holder.id} ({state_name(holder.state)});'
                     f" choose another, or: agentd rm {holder.id}",
@@ -232,7 +235,7 @@ class Methods:
             task=ask.task,
             argv=argv,
             owner=owner,
-            number=names.next_number(self.engine.live.values(), owner),
+            number=names.next_number(self.engine.jobs.live.values(), owner),
             created=time.time(),
             place=place,
             state=Queued(time.time()),
@@ -321,7 +324,7 @@ class Methods:
 
     async def do_jobs_wait(self, connection: Connection, ask: protocol.Wait) -> dict[str, Any]:
         if ask.all:
-            ids = [job.id for job in self.visible(connection, self.engine.live) if not is_own(connection, job)]
+            ids = [job.id for job in self.visible(connection, self.engine.jobs.live) if not is_own(connection, job)]
         else:
             ids = [self.find(connection, ref, ask.owner).id for ref in ask.jobs]
         if ask.until not in machine.TABLE:
@@ -385,7 +388,7 @@ class Methods:
         if job.pid is None or job.is_done:
             raise Refused(f"cannot signal job {job.id}: it is {state_name(job.state)}", "not_running")
         path = self.performer.attempt_dir(job)
-        answer = await asyncio.to_thread(perform.ask_keeper, path, {"signal": name})
+        answer = await asyncio.to_thread(perform.ask_keeper, path, {"signal": name}, KEEPER_PATIENCE_S)
         if answer is None:
             raise NotNow(f"cannot signal job {job.id} now: its keeper does not answer; try again", "keeper_busy")
         if not answer.get("ok"):
@@ -404,7 +407,7 @@ class Methods:
             data = base64.b64decode(ask.data, validate=True) if ask.binary else ask.data.encode()
         except (binascii.Error, UnicodeEncodeError):
             raise Usage("data is not base64", "bad_data") from None
-        async with self.engine.locks[job.id]:
+        async with self.engine.locks.of(job.id):
             try:
                 await asyncio.to_thread(append_input, path, data, ask.eof)
             except OSError as error:
@@ -474,11 +477,10 @@ class Methods:
             return {"trash": [job_view(job) for job in shelved]}
         job = self.find(connection, ask.job, ask.owner)
         machine.step(job, on.RestoreAsked(time.time(), "user"))
-        listed = {other.name: other for other in self.engine.jobs.values() if isinstance(other.shelf, Kept)}
-        if job.name in listed:
+        holder = self.engine.jobs.named(job.name)
+        if holder is not None:
             raise Refused(
-                f'cannot put job {job.id} back: the name "{job.name}" is taken by job'
-                f" {listed[job.name].id}; remove that first",
+                f'cannot put job {job.id} back: the name "{job.name}" is taken by job {holder.id}; remove that first',
                 "name_taken",
             )
         assert isinstance(job.shelf, Trashed)
@@ -552,7 +554,7 @@ class Methods:
 
     async def do_daemon_stop(self, connection: Connection, ask: protocol.StopDaemon) -> dict[str, Any]:
         if ask.kill_jobs:
-            ids = list(self.engine.live)
+            ids = list(self.engine.jobs.live)
             for id in ids:
                 with contextlib.suppress(AgentdError):
                     await self.engine.apply(id, on.KillAsked(time.time(), "daemon stop", ladder(None, None)))
@@ -561,7 +563,7 @@ class Methods:
         if not ask.handover:
             connection.server.say_stopping()
         asyncio.get_running_loop().call_soon(self.stop)
-        return {"jobs": len(self.engine.live)}
+        return {"jobs": len(self.engine.jobs.live)}
 
     async def do_nudge(self, _: Connection, ask: protocol.Nudge) -> None:
         job = self.engine.jobs.get(ask.job)

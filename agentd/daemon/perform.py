@@ -30,6 +30,7 @@ from agentd.git.run import GitFailed
 
 T = TypeVar("T")
 GIT_THREADS = 4
+KEEPER_PAUSE_S = 0.02
 RECORDS = ("end", "exit", "kill", "agent")
 """Read the last to be written first: who sees a record then sees all that were written before it."""
 
@@ -214,7 +215,7 @@ class Performer:
 
     def let_go_if_over(self, job: Job) -> None:
         """It may have ended, and been let go of, before we were told of its descriptors."""
-        now = self.engine.live.get(job.id)
+        now = self.engine.jobs.live.get(job.id)
         if now is None or now.attempt != job.attempt:
             self.release(self.attempt_dir(job))
             self.stop_listening_for(self.attempt_dir(job))
@@ -261,7 +262,7 @@ class Performer:
 
     async def look(self, id: int) -> None:
         """Bring a job to what its attempt's files say."""
-        job = self.engine.live.get(id)
+        job = self.engine.jobs.live.get(id)
         if job is None:
             return
         path = self.attempt_dir(job)
@@ -470,15 +471,24 @@ def tell_keeper(path: str, order: dict[str, object]) -> None:
         link.send(json.dumps(order).encode() + b"\n")
 
 
-def ask_keeper(path: str, order: dict[str, object], patience: float = 2.0) -> dict[str, Any] | None:
-    """Say something to a keeper; its answer, or None if there is none. Blocks: for worker threads."""
-    try:
-        with jobdir.connect(f"{path}/keeper.sock", blocking=False) as link:
-            link.settimeout(patience)
-            link.sendall(json.dumps(order).encode() + b"\n")
-            return dict(json.loads(link.recv(4096)))
-    except (OSError, ValueError):
-        return None
+def ask_keeper(path: str, order: dict[str, object], patience: float) -> dict[str, Any] | None:
+    """Say something to a keeper; its answer, or None if there is none in ``patience`` seconds. Blocks: for threads.
+
+    A keeper that has just been killed has a successor in a moment: it is asked again then. So the order may be
+    carried out twice, if the first keeper died after it had obeyed.
+    """
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            with jobdir.connect(f"{path}/keeper.sock", blocking=False) as link:
+                link.settimeout(max(0.01, deadline - time.monotonic()))
+                link.sendall(json.dumps(order).encode() + b"\n")
+                return dict(json.loads(link.recv(4096)))
+        except (OSError, ValueError):
+            if os.path.exists(f"{path}/end.json"):
+                return None
+            time.sleep(KEEPER_PAUSE_S)
+    return None
 
 
 def sentence_of(error: Exception) -> str:

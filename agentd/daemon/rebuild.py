@@ -29,9 +29,9 @@ LEFTOVERS = ("", "-wal", "-shm")
 
 def is_needed(state_dir: str, path: str) -> str | None:
     """Why the store must be rebuilt; None if it need not be."""
-    ran = jobs_that_ran(state_dir)
     if not os.path.exists(path):
-        return "the store is missing" if ran or numbers_in(f"{state_dir}/jobs") or copies_of(path) else None
+        has_left = any(numbers_in(f"{state_dir}/{folder}") for folder in ("jobs", "trash")) or copies_of(path)
+        return "the store is missing" if has_left else None
     try:
         with contextlib.closing(connect(path)) as db:
             stored = {id for (id,) in db.execute("SELECT id FROM jobs")}
@@ -40,15 +40,16 @@ def is_needed(state_dir: str, path: str) -> str | None:
             return None
         return f"the store is damaged: {error}"
     # A job runs only after it was stored. sqlite takes a file that was cut short, or lost its -wal, for a good one.
-    lost = sorted(ran - stored)
-    return f"the store does not know of job {lost[0]}, which ran" if lost else None
+    unknown = [f"{state_dir}/jobs/{id}" for id in numbers_in(f"{state_dir}/jobs") if id not in stored]
+    unknown += [f"{state_dir}/trash/{id}/job" for id in numbers_in(f"{state_dir}/trash") if id not in stored]
+    lost = next(filter(has_run, unknown), None)
+    return f"the store does not know of the job in {lost}, which ran" if lost else None
 
 
-def jobs_that_ran(state_dir: str) -> set[int]:
-    """By their files: those in the trash, and those with an attempt that was launched."""
-    trashed = {id for id in numbers_in(f"{state_dir}/trash") if os.path.isdir(f"{state_dir}/trash/{id}/job")}
-    homes = {id: f"{state_dir}/jobs/{id}" for id in numbers_in(f"{state_dir}/jobs")}
-    return trashed | {id for id, home in homes.items() if any(was_launched(f"{home}/{n}") for n in numbers_in(home))}
+def has_run(home: str) -> bool:
+    """By its files: one of its attempts was launched, or it is in the trash, where only what has ended comes."""
+    is_trashed = home.endswith("/job") and os.path.isdir(home)
+    return is_trashed or any(was_launched(f"{home}/{number}") for number in numbers_in(home))
 
 
 def rebuild(state_dir: str, path: str) -> int:

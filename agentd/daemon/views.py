@@ -44,6 +44,7 @@ def job_view(job: Job) -> dict[str, Any]:
         "reason": how.reason if how else None,
         "wait_code": wait_code(how) if how else None,
         "waiting": waiting_for(job),
+        "log_whole": how.log_whole if how else None,
         "swept": [{"pid": p.pid, "command": p.command} for p in how.swept] if how else [],
         "left": [{"pid": p.pid, "command": p.command} for p in how.left] if how else [],
         "result": job.result,

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -26,6 +27,7 @@ from agentd.core.errors import AgentdError, Fault, NotNow, Refused
 
 OUTPUT_CAP = 256 * 1024 * 1024
 MUTEX_WAIT = 120.0
+START_WAIT = 10.0
 PATH = os.pathsep.join(p for p in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(p))
 
 SAFE = (
@@ -110,7 +112,7 @@ def git(
         options.append("safe.bareRepository=explicit")
     argv = [program(), *(word for option in options for word in ("-c", option)), *args]
     environment = _environment(at, index, write) | dict(env or {})
-    process = subprocess.Popen(
+    process = _started(
         argv,
         cwd=cwd or (at.path if isinstance(at, Tree) else at.common if at else None),
         env=environment,
@@ -130,6 +132,21 @@ def git(
     if note or process.returncode not in ok:
         raise GitFailed(args, process.returncode, stdout, stderr, note)
     return stdout
+
+
+def _started(argv: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+    """When the system can make no process just now (EAGAIN, ENOMEM) it is tried again for a while."""
+    deadline = time.monotonic() + START_WAIT
+    while True:
+        try:
+            return subprocess.Popen(argv, **options)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ENOMEM):
+                raise
+            if time.monotonic() > deadline:
+                message = f"cannot start git: {error.strerror}; end some processes, then try again"
+                raise NotNow(message, code="no_process") from None
+            time.sleep(0.05)
 
 
 def _environment(at: Tree | Repo | None, index: str | None, write: bool) -> dict[str, str]:
