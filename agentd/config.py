@@ -45,12 +45,17 @@ class Trash(Table, frozen=True):
     days: Count = 14
 
 
+class Events(Table, frozen=True):
+    days: Count = 30
+
+
 class Config(Table, frozen=True):
     limits: Limits = Limits()
     secrets: Secrets = Secrets()
     log: Log = Log()
     worktree: Worktrees = Worktrees()
     trash: Trash = Trash()
+    events: Events = Events()
 
 
 def load(path: str) -> Config:

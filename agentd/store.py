@@ -160,6 +160,19 @@ class Store:
             ]
         )
 
+    def forget_events(self, before: float, through: int) -> "Future[int]":
+        """Remove some of the events up to seq ``through`` that are older than ``before``; how many. Asked again until
+        it is 0, so that nobody's commit waits long. The newest stays: the next seq is counted from it."""
+        return self.ask(
+            lambda db: (
+                db.execute(
+                    "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE seq <= ? AND at < ?"
+                    " AND seq < (SELECT max(seq) FROM events) ORDER BY seq LIMIT 2000)",
+                    (through, before),
+                ).rowcount
+            )
+        )
+
     # --- on the store's thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -293,6 +306,8 @@ class Store:
 
 def connect(path: str) -> sqlite3.Connection:
     """An open database with our settings and tables; sqlite3.DatabaseError if the file is none."""
+    # Not by umask, which is the whole process's. sqlite gives its other files the mode of this one.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60.0)
     try:
         db.execute("PRAGMA journal_mode=WAL")

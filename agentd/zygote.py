@@ -374,7 +374,7 @@ class Zygote:
             return self.on_over(path)
         if not os.path.isdir(path):
             return self.release(path)
-        self.hold_fifos(path)
+        self.hold_what_lives(path)
         if not process.byte_held(f"{path}/life.lock", 0):
             pid = self.fork_keeper(path)
             return self.say({"notice": "kept", "path": path, "keeper": pid})
@@ -387,13 +387,20 @@ class Zygote:
         self.strangers[fd] = (connection, path)
         self.watch(fd, lambda _: self.on_stranger_gone(fd))
 
-    def hold_fifos(self, path: str) -> None:
-        """If anybody has them: else an adopter must see that their bytes are lost."""
+    def hold_what_lives(self, path: str) -> None:
+        """Of an attempt that another zygote launched: its FIFOs, if anybody has them (else the adopter must see that
+        their bytes are lost), and a pidfd of its leader, which may be the child of process 1 by now."""
+        held = self.held.setdefault(path, {})
         for stream in jobdir.STREAMS:
-            if stream not in self.held.get(path, {}):
-                fd = keeper.open_held(f"{path}/{stream}.fifo")
-                if fd is not None:
-                    self.hold(path, {stream: fd})
+            if stream not in held and (fd := keeper.open_held(f"{path}/{stream}.fifo")) is not None:
+                held[stream] = fd
+        agent = jobdir.read(path, "agent.json")
+        if agent is not None and "leader" not in held and jobdir.read(path, "exit.json") is None:
+            pidfd = process.open_verified(agent["agent"])
+            if pidfd is not None:
+                held["leader"] = pidfd
+        if not held:
+            del self.held[path]
 
     def on_stranger_gone(self, fd: int) -> None:
         self.unwatch(fd)

@@ -430,6 +430,7 @@ def completed(outcome: str, at: float, started: float | None = None, **more: obj
         "reason": None,
         "started_at": started,
         "ended_at": at,
+        "log_whole": True,
         "swept": [],
         "left": [],
     }

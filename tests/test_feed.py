@@ -6,14 +6,17 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faultlab import until
 from test_socket import PATIENCE, Lab, answers, assert_answered_soon, request, say
 
+from agentd import paths
 from agentd.core.errors import AgentdError
 from agentd.protocol import MAX_BACKLOG
 
@@ -235,6 +238,33 @@ def test_a_name_that_nobody_used_for_thirty_days_is_retired(lab: Lab) -> None:
     names = {one["name"] for one in lab.status()["subscribers"]}
     assert "recent" in names and "forgotten" not in names
     assert [e["job"] for e in completions(lab.events(name="recent"))] == [job["id"]]
+
+
+def test_old_events_are_forgotten_when_every_named_reader_has_them(lab: Lab) -> None:
+    lab.events(name="behind")
+    jobs = [lab.run("true") for _ in range(3)]
+    for job in jobs:
+        settle(lab, job["id"])
+    settings = Path(paths.config_file())
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[events]\ndays = 10\n")
+    acked = completions(lab.events())[0]["seq"]
+    with lab.client() as client:
+        client.ack("behind", acked)
+        newest = client.ask("daemon.status")["newest_seq"]
+        client.ack("me", newest)  # whose jobs they are
+    for days, first in ((9, 1), (11, acked + 1)):
+        lab.stop()
+        with closing(sqlite3.connect(f"{lab.state}/agentd.db")) as db, db:
+            db.execute("UPDATE events SET at = ?", (time.time() - days * 86400.0,))
+        until(lambda first=first: lab.events()[0]["seq"] == first)
+        assert lab.events()[-1]["seq"] == newest
+    assert [event["job"] for event in completions(lab.events(name="behind"))] == [job["id"] for job in jobs[1:]]
+    with lab.client() as client:
+        client.ack("behind", newest)
+    lab.stop()
+    until(lambda: len(lab.events()) == 1)
+    assert lab.run("true") and lab.events()[0]["seq"] == newest
 
 
 def test_following_goes_on_over_the_daemons_death(lab: Lab) -> None:

@@ -5,6 +5,8 @@ limit and costs nobody else anything: it comes back and goes on where it acknowl
 """
 
 import asyncio
+import contextlib
+import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
@@ -113,3 +115,11 @@ class Feed:
             notice = Notice("subscriber.retired", {"name": one.name, "acked": one.acked})
             await self.engine.commit(Change(time.time(), notices=(notice,), drop_subscriber=one.name, must=True))
             del self.subscribers[one.name]
+
+    async def forget_old(self, days: int) -> None:
+        """Of events older than that, those which every named reader has acknowledged."""
+        through = min((one.acked for one in self.subscribers.values()), default=self.newest)
+        before = time.time() - days * 86400
+        with contextlib.suppress(sqlite3.Error):  # a full disk: another day
+            while await asyncio.wrap_future(self.engine.store.forget_events(before, through)):
+                pass

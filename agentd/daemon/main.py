@@ -199,9 +199,10 @@ class Daemon:
     # --- the rest -------------------------------------------------------------------------------------------
 
     async def housekeep(self) -> None:
-        """Once a day: the trash's retention, readers that nobody is."""
+        """Once a day: the trash's retention, readers that nobody is, events that all have acknowledged."""
         while True:
             await self.feed.retire_unused()
+            await self.feed.forget_old(self.settings.events.days)
             limit = time.time() - self.settings.trash.days * 86400
             for job in list(self.engine.jobs.values()):
                 if isinstance(job.shelf, Trashed) and job.shelf.since < limit and job.shelf.entry:
