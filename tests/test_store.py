@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -95,16 +96,20 @@ def test_what_arrives_while_it_commits_is_the_next_batch(store: Store, path: str
     """While the thread is busy with the first, 300 more arrive: one transaction takes them all."""
     transactions: list[str] = []
     store.ask(lambda db: db.set_trace_callback(transactions.append)).result(PATIENCE)
-    gate_open, gate = os.pipe()
-    held = store.ask(lambda _: os.read(gate_open, 1))
+    is_busy, gate = threading.Event(), threading.Event()
+
+    def hold(_: sqlite3.Connection) -> bool:
+        is_busy.set()
+        return gate.wait(PATIENCE)
+
+    held = store.ask(hold)
+    assert is_busy.wait(PATIENCE)
     futures = [store.append(note(n)) for n in range(1, 301)]
-    os.write(gate, b"g")
-    held.result(PATIENCE)
+    gate.set()
+    assert held.result(PATIENCE)
     for future in futures:
         future.result(PATIENCE)
     assert sum(statement.startswith("BEGIN") for statement in transactions) == 1
-    os.close(gate_open)
-    os.close(gate)
 
 
 def test_a_question_sees_what_was_written_before_it(store: Store) -> None:
