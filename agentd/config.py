@@ -9,6 +9,7 @@ import msgspec
 
 from agentd.core.errors import Usage
 
+DEFAULT_MODEL = "claude-sonnet-5-5"
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -49,6 +50,38 @@ class Events(Table, frozen=True):
     days: Count = 30
 
 
+class Profile(Table, frozen=True):
+    """How the built-in agent is run: which model, where, and what it may spend."""
+
+    model: str = ""
+    endpoint: str = ""
+    effort: str = ""
+    thinking: str = ""
+    system: str = ""
+    tools: tuple[str, ...] = ()
+    key_env: str = "ANTHROPIC_API_KEY"
+    key_file: str = ""
+    answer_tokens: Count = 32_000
+    context: Count = 160_000
+    max_turns: Count = 0
+    max_tokens: Count = 0
+    max_cost: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+
+class Rates(Table, frozen=True):
+    """Dollars per million tokens."""
+
+    input: float
+    output: float
+    cache_read: float
+    cache_write: float
+
+
+class Agent(Table, frozen=True):
+    profile: str = "default"
+    environment: tuple[str, ...] = ()
+
+
 class Config(Table, frozen=True):
     limits: Limits = Limits()
     secrets: Secrets = Secrets()
@@ -56,6 +89,13 @@ class Config(Table, frozen=True):
     worktree: Worktrees = Worktrees()
     trash: Trash = Trash()
     events: Events = Events()
+    agent: Agent = Agent()
+    profiles: dict[str, Profile] = {}
+    prices: dict[str, Rates] = {}
+
+    def all_profiles(self) -> dict[str, Profile]:
+        """``default`` is always there."""
+        return {"default": Profile(model=DEFAULT_MODEL)} | self.profiles
 
 
 def load(path: str) -> Config:

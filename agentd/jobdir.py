@@ -31,6 +31,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 Record = dict[str, Any]
+PLAIN = "command"
+"""The kind of agent whose zygote needs nothing but ours: it executes programs."""
 STREAMS = ("out", "err")
 PREALLOCATED = {"noexec": 2048, "exit": 2048, "end": 65536}
 INDEX_RECORD = struct.Struct("<QQB7x")  # wall clock in ns, logical end offset, stream
@@ -133,6 +135,11 @@ def remove_quietly(path: str) -> None:
 
 def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def zygote_socket(state_dir: str, kind: str) -> str:
+    """Where a zygote listens for the next daemon."""
+    return f"{state_dir}/zygote.sock" if kind == PLAIN else f"{state_dir}/zygote-{kind}.sock"
 
 
 # --- sockets whose path is longer than the kernel's 107 bytes -----------------------------------------------

@@ -22,17 +22,21 @@ import contextlib
 import errno
 import fcntl
 import functools
+import importlib
 import json
 import os
 import resource
 import select
 import signal
 import socket
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from agentd import jobdir, process
+from agentd.budget import Spending
 from agentd.jobdir import Record
 
 HELD = 3  # exit code: somebody else keeps this attempt
@@ -94,6 +98,9 @@ class Keeper:
         self.hidden_since: float | None = None
         self.blocked = False
         self.fifos: dict[str, int] = {}
+        self.spending = Spending(
+            f"{path}/transcript.ndjson", spec.get("budget") or {}, spec.get("rates"), spec.get("spent")
+        )
         self.is_log_whole = True
         self.untold = ""
         self.last_output = process.boottime()
@@ -824,7 +831,8 @@ class Keeper:
 
     def obey(self, fd: int, request: Record) -> None:
         """``{"follow": [out, err]}``, ``{"order": true}`` (kill.json is new), ``{"signal": name}``,
-        ``{"input": true}`` (stdin has grown)."""
+        ``{"input": true}`` (stdin has grown); of a runner ``{"turn": n}`` (may it ask its model?) and
+        ``{"news": what}`` (its transcript has grown)."""
         if "follow" in request:
             out, err = request["follow"]
             self.followers[fd] = (int(out), int(err))
@@ -837,6 +845,11 @@ class Keeper:
         elif "input" in request:
             self.answer(fd, {"ok": True})
             self.pump_input()
+        elif "turn" in request:
+            self.answer(fd, self.permit())
+            self.nudge("transcript")
+        elif "news" in request:
+            self.nudge("transcript")
         else:
             raise ValueError("no such order")
 
@@ -848,6 +861,16 @@ class Keeper:
         if not self.is_parent and number in (signal.SIGSTOP, signal.SIGCONT):
             self.note_stopped(number == signal.SIGSTOP)  # an adopter is not told by the kernel
         return sent
+
+    def permit(self) -> Record:
+        """May the runner make its next request?"""
+        self.spending.look()
+        limit = self.spending.exceeded()
+        if limit is None:
+            return {"go": True, "warn": self.spending.warning()}
+        if self.order is None:
+            self.give_order({"reason": "limited", "limit": limit})
+        return {"go": False, "why": f"the limit of {limit} is reached"}
 
     def tell_followers(self) -> None:
         out, err = self.log.ends["out"], self.log.ends["err"]
@@ -1058,7 +1081,7 @@ def become_agent(path: str, spec: Record, fds: dict[str, int], life: int, go: in
         environment = dict(spec["env"])
         if "secrets" in fds:
             environment |= json.loads(os.pread(fds["secrets"], os.fstat(fds["secrets"]).st_size, 0))
-        place_descriptors(path, fds, life)
+        kept = place_descriptors(path, fds, life)
         os.umask(spec.get("umask", 0o077))
         set_limits(spec, by_rlimit)
         if os.read(go, 1) != b"g":
@@ -1067,6 +1090,9 @@ def become_agent(path: str, spec: Record, fds: dict[str, int], life: int, go: in
         what = f"enter {spec['cwd']}"
         os.chdir(spec["cwd"])
         environment["PWD"] = spec["cwd"]
+        if spec.get("runner"):
+            what = f"load the runner {spec['runner']}"
+            become_runner(path, spec, environment, kept)
         what = f"run {spec['argv'][0]}"
         execute(spec["argv"], environment)
     except (OSError, ValueError) as error:
@@ -1085,28 +1111,57 @@ def restore_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-def place_descriptors(path: str, fds: dict[str, int], life: int) -> None:
-    """0 to 2, the anchors and the life.lock; all else is close-on-exec. The anchors are opened for reading and
-    writing, so the FIFOs have a reader as long as the tree lives: no SIGPIPE, and no byte is dropped."""
+def become_runner(path: str, spec: Record, environment: dict[str, str], kept: list[int]) -> NoReturn:
+    """A program of ours, imported before the fork. What would be closed at an exec is closed here."""
+    main = runner(spec["runner"]).main
+    os.environ.clear()
+    os.environ.update(environment)
+    process.close_all_but({0, 1, 2, *kept})
+    process.set_name(f"agentd-{spec['runner']} {spec['job']}.{spec['attempt']}")
+    code = 125
+    try:
+        failed = os.waitstatus_to_exitcode(os.system(spec["setup"])) if spec.get("setup") else 0
+        if failed:
+            print(f"agentd: the set-up command failed with code {failed}", file=sys.stderr)
+        code = failed or main(path, spec)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(code)
+
+
+def runner(name: str) -> Any:
+    """The module of a runner: ``warm()`` is called in the zygote, ``main(path, spec)`` in the agent's process."""
+    return importlib.import_module(f"agentd.runners.{name}")
+
+
+def place_descriptors(path: str, fds: dict[str, int], life: int) -> list[int]:
+    """0 to 2, and the anchors and the life.lock, which are returned; all else is close-on-exec. The anchors are opened
+    for reading and writing, so the FIFOs have a reader as long as the tree lives: no SIGPIPE, no byte is dropped."""
     stdin = fds.get("stdin_read")
     if stdin is None:
         stdin = os.open("/dev/null", os.O_RDONLY)
-    keep_high(life)
-    for stream in jobdir.STREAMS:
-        keep_high(os.open(f"{path}/{stream}.fifo", os.O_RDWR | os.O_CLOEXEC))
+    fifos = [os.open(f"{path}/{stream}.fifo", os.O_RDWR | os.O_CLOEXEC) for stream in jobdir.STREAMS]
+    kept = [keep_high(fd) for fd in (life, *fifos)]
     out = os.open(f"{path}/out.fifo", os.O_WRONLY | os.O_CLOEXEC)
     err = os.open(f"{path}/err.fifo", os.O_WRONLY | os.O_CLOEXEC)
     for target, fd in enumerate((stdin, out, err)):
         # None of the three is below 3: keeper and zygote keep 0 to 2 occupied.
         os.dup2(fd, target, inheritable=True)
+    return kept
 
 
-def keep_high(fd: int) -> None:
+def keep_high(fd: int) -> int:
     try:
         high = fcntl.fcntl(fd, fcntl.F_DUPFD, FIRST_HIGH_FD)
     except OSError:
         high = fcntl.fcntl(fd, fcntl.F_DUPFD, 10)
     os.set_inheritable(high, True)
+    return high
 
 
 def set_limits(spec: Record, by_rlimit: list[str]) -> None:

@@ -71,6 +71,15 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "cannot become a subreaper")
 
 
+def close_all_but(kept: set[int]) -> None:
+    low = 0
+    for fd in sorted(kept):
+        if low < fd:  # closerange(0, 0) closes everything: CPython hands -1 to close_range(2)
+            os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, 1 << 20)
+
+
 # --- identity -----------------------------------------------------------------------------------------------
 
 

@@ -65,6 +65,12 @@ class Delegate(Params, frozen=True):
     log_max: int | None = None
     leave: tuple[str, ...] = ()
     input: bool = False
+    profile: str = ""
+    """Of the built-in agent; empty: the default one. ``model`` and the limits go before the profile's."""
+    model: str = ""
+    max_turns: int | None = None
+    max_tokens: int | None = None
+    max_cost: float | None = None
     key: str = ""
     """A random mark of this request: repeated with the same one, it makes no second job."""
     secrets: tuple[str, ...] = ()
@@ -120,9 +126,29 @@ class Send(Params, frozen=True):
     eof: bool = False
 
 
+class Answer(Params, frozen=True):
+    """To what an agent asks; ``question``: its id, if the answer is for that one only."""
+
+    job: Ref
+    text: str
+    question: str = ""
+    owner: str = ""
+
+
+class Interrupt(Params, frozen=True):
+    """Break off what an agent does now; without a ``text`` it then waits for one."""
+
+    job: Ref
+    text: str = ""
+    owner: str = ""
+
+
 class Restart(Params, frozen=True):
+    """``resume``: an agent goes on where it was, with its conversation."""
+
     job: Ref
     owner: str = ""
+    resume: bool = False
     environment: dict[str, str] = {}
     """The caller's, from which secrets the job needs are taken."""
 
@@ -188,7 +214,9 @@ METHODS: dict[str, Method] = {
     "jobs.resolve": Method(Resolve, True),
     "jobs.wait": Method(Wait, True),
     "jobs.kill": Method(Kill, False),
-    "jobs.send": Method(Send, False),
+    "jobs.send": Method(Send, True),
+    "jobs.answer": Method(Answer, True),
+    "jobs.interrupt": Method(Interrupt, True),
     "jobs.restart": Method(Restart, False),
     "jobs.remove": Method(Remove, False),
     "jobs.undo": Method(Undo, False),

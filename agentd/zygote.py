@@ -38,23 +38,26 @@ Message = dict[str, Any]
 
 
 def main(argv: list[str]) -> int:
-    """``agentd.zygote FD STATE_DIR``: the daemon's end of a socket pair, and where the state lives."""
-    fd, state_dir = int(argv[0]), argv[1]
+    """``agentd.zygote FD STATE_DIR KIND``: the daemon's end of a socket pair, where the state lives, and the kind of
+    agent: what its runner needs is imported here, once."""
+    fd, state_dir, kind = int(argv[0]), argv[1], argv[2]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     process.become_subreaper()
-    process.set_name("agentd-zygote")
+    process.set_name("agentd-zygote" if kind == jobdir.PLAIN else f"agentd-zygote {kind}")
     control = socket.socket(fileno=fd)
+    if kind != jobdir.PLAIN:
+        keeper.runner(kind).warm()
     gc.collect()
     gc.freeze()
-    Zygote(state_dir, control).run()
+    Zygote(jobdir.zygote_socket(state_dir, kind), control).run()
     return 0
 
 
 class Zygote:
-    def __init__(self, state_dir: str, control: socket.socket) -> None:
-        self.state_dir = state_dir
+    def __init__(self, path: str, control: socket.socket) -> None:
+        self.path = path
         self.control: socket.socket | None = None
         self.outgoing: list[tuple[Message, list[int]]] = []
         self.poll = select.poll()
@@ -76,7 +79,7 @@ class Zygote:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self.watch(self.wake_read, lambda _: self.on_children())
         self.watch(self.from_keepers.fileno(), lambda _: self.on_word_from_keeper())
-        self.listener = jobdir.listen(f"{self.state_dir}/zygote.sock", socket.SOCK_SEQPACKET)
+        self.listener = jobdir.listen(self.path, socket.SOCK_SEQPACKET)
         while self.has_work():
             self.accept_daemons()
             for fd, events in self.poll.poll(self.milliseconds_to_next_retry()):
@@ -88,7 +91,7 @@ class Zygote:
                 del self.retry[path]
                 self.look_after(path)
         if self.listener is not None:
-            jobdir.remove_quietly(f"{self.state_dir}/zygote.sock")
+            jobdir.remove_quietly(self.path)
 
     def milliseconds_to_next_retry(self) -> float | None:
         if not self.retry:
@@ -241,8 +244,8 @@ class Zygote:
         if pid == 0:
             try:
                 os.setsid()
-                close_all_but({0, 1, 2})
-                os.execv(sys.executable, [sys.executable, "-P", "-m", "agentd.daemon", self.state_dir])
+                process.close_all_but({0, 1, 2})
+                os.execv(sys.executable, [sys.executable, "-P", "-m", "agentd.daemon", os.path.dirname(self.path)])
             finally:
                 os._exit(125)
         return {"daemon": pid}, {}
@@ -294,7 +297,7 @@ class Zygote:
         signal.set_wakeup_fd(-1)
         # The FIFOs it opens by path; and no other job's pipe may be kept alive by this process.
         own = {name: fd for name, fd in self.held.get(path, {}).items() if name not in jobdir.STREAMS}
-        close_all_but({0, 1, 2, self.to_zygote.fileno(), *own.values()})
+        process.close_all_but({0, 1, 2, self.to_zygote.fileno(), *own.values()})
         job, attempt = path.rsplit("/", 2)[1:]
         process.set_name(f"agentd-keeper {job}.{attempt}")
         self.to_zygote.setblocking(False)
@@ -417,15 +420,6 @@ class Zygote:
 def close_all(fds: list[int]) -> None:
     for fd in fds:
         os.close(fd)
-
-
-def close_all_but(kept: set[int]) -> None:
-    low = 0
-    for fd in sorted(kept):
-        if low < fd:  # closerange(0, 0) closes everything: CPython hands -1 to close_range(2)
-            os.closerange(low, fd)
-        low = fd + 1
-    os.closerange(low, 1 << 20)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ RINGS: dict[str, set[str]] = {
     "agents": {"core", "process", "paths"},
     # small processes that outlive the daemon; a zygote forks keepers, and loads runners by the dotted name
     # in the spec
-    "keeper": {"jobdir", "protocol", "process", "paths"},
-    "zygote": {"jobdir", "protocol", "process", "paths", "keeper"},
+    "budget": set(),
+    "keeper": {"budget", "jobdir", "protocol", "process", "paths"},
+    "zygote": {"jobdir", "protocol", "process", "paths", "keeper", "budget"},
     # the client starts the daemon as `sys.executable -m agentd.daemon`, never by importing it
     "client": {"core", "protocol", "jobdir", "process", "paths"},
     # reads an attempt's files and listens to its keeper: works while the daemon is dead
@@ -39,7 +40,7 @@ RINGS: dict[str, set[str]] = {
     "runners": {"core", "protocol", "jobdir", "client", "process", "paths"},
     "daemon": {
         *{"core", "protocol", "store", "git", "jobdir", "agents", "config", "process", "paths"},
-        *{"keeper", "zygote", "runners"},
+        *{"keeper", "zygote", "runners", "budget"},
     },
     # what the user and the main agent touch; none of it ever meets the daemon
     "cli": {"client", "follow", "core", "protocol", "config", "process", "paths"},
@@ -62,7 +63,7 @@ CLOCKS_AND_IO = {
 CALLS_THAT_DO_IO = {"open", "print", "input", "exec", "eval", "__import__", "breakpoint"}
 
 # Each of these processes exists once per attempt or once per kind of agent, and must start at once.
-SMALL = {"keeper", "zygote", "jobdir", "process"}
+SMALL = {"budget", "keeper", "zygote", "jobdir", "process"}
 HEAVY = {
     *{"asyncio", "subprocess", "multiprocessing", "concurrent", "logging", "sqlite3", "ssl", "http"},
     *{"urllib", "msgspec", "pydantic", "typer", "rich", "psutil", "filelock", "watchdog", "anthropic"},

@@ -5,15 +5,15 @@ To add one: write a module with the names of :class:`Kind`, and list it in :data
 
 from typing import Protocol
 
-from agentd.agents import command
+from agentd.agents import builtin, command
 from agentd.core.errors import Usage
 
 
 class Kind(Protocol):
     """What a module in this folder provides."""
 
-    def environment(self, caller: dict[str, str]) -> dict[str, str]:
-        """The variables that reach the agent, of those its caller has."""
+    def environment(self, caller: dict[str, str], more: tuple[str, ...] = ()) -> dict[str, str]:
+        """The variables that reach the agent, of those its caller has; ``more``: those that agentd.toml grants."""
 
     def argv(self, task: str, command: tuple[str, ...]) -> tuple[str, ...]:
         """What is executed; Usage if the kind cannot do with these."""
@@ -21,8 +21,15 @@ class Kind(Protocol):
 
 KINDS: dict[str, Kind] = {
     "command": command,
+    "builtin": builtin,
 }
-PLANNED = ("builtin", "claude", "codex", "opencode", "gemini")
+ZYGOTES = ("command", "builtin")
+"""Kinds with a zygote of their own; the others are programs, and are executed from the first one's."""
+PLANNED = ("claude", "codex", "opencode", "gemini")
+
+
+def zygote_of(agent: str) -> str:
+    return agent if agent in ZYGOTES else ZYGOTES[0]
 
 
 def kind(name: str) -> Kind:

@@ -3,7 +3,7 @@
 from agentd.core.errors import Usage
 
 
-def environment(caller: dict[str, str]) -> dict[str, str]:
+def environment(caller: dict[str, str], _: tuple[str, ...] = ()) -> dict[str, str]:
     return {name: value for name, value in caller.items() if not name.startswith(("GIT_", "AGENTD_"))}
 
 

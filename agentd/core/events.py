@@ -1,6 +1,6 @@
 """Facts, in the past tense. Each carries its own time: the core has no clock."""
 
-from agentd.core.job import Ended, Fact
+from agentd.core.job import Ended, Fact, Progress
 
 
 class Admitted(Fact, frozen=True):
@@ -60,6 +60,23 @@ class LimitReached(Fact, frozen=True):
 
     at: float
     limit: str
+
+
+class Told(Fact, frozen=True):
+    """What a piece of its transcript tells: the type, and data that can be stored."""
+
+    type: str
+    data: dict[str, object]
+
+
+class TranscriptRead(Fact, frozen=True):
+    """The transcript of ``attempt`` has been read on from ``start``, to ``progress.offset``."""
+
+    at: float
+    attempt: int
+    start: int
+    progress: Progress
+    told: tuple[Told, ...] = ()
 
 
 class LeaderExited(Fact, frozen=True):
@@ -129,6 +146,7 @@ Event = (
     | AgentStopped
     | AgentContinued
     | LimitReached
+    | TranscriptRead
     | LeaderExited
     | AttemptEnded
     | KillAsked

@@ -103,6 +103,45 @@ class Done(Fact, frozen=True, tag="done"):
     """The work after the completion is done: snapshot taken, unchanged worktree removed."""
 
 
+class Question(Fact, frozen=True):
+    id: str
+    text: str
+    options: tuple[str, ...] = ()
+    since: float = 0.0
+
+
+class Parked(Fact, frozen=True):
+    """Its model cannot be asked until then."""
+
+    why: str
+    until: float
+
+
+class Progress(Fact, frozen=True):
+    """What the transcript of an agent that is driven by a model says. Sums are of all attempts; the rest is of the
+    last one."""
+
+    offset: int = 0
+    """Bytes of the attempt's transcript that have been read."""
+    turns: int = 0
+    tokens: int = 0
+    cost: float | None = None
+    """Dollars; None if the model's rates are unknown."""
+    doing: str = ""
+    plan: str = ""
+    """Its last note."""
+    question: Question | None = None
+    is_held: bool = False
+    """Interrupted: it goes on when it is sent a message."""
+    parked: Parked | None = None
+    words: str | None = None
+    """Its closing words."""
+
+    def again(self) -> "Progress":
+        """As the next attempt begins."""
+        return Progress(turns=self.turns, tokens=self.tokens, cost=self.cost)
+
+
 State = Queued | Waiting | Preparing | Starting | Running | Stopped | Stopping | Done
 STATES: tuple[str, ...] = (
     "queued",
@@ -181,6 +220,8 @@ class Job(Fact, frozen=True):
     key: str = ""
     """The asker's own mark of the request: asked again after a lost answer, it is the same job."""
     result: dict[str, object] | None = None
+    progress: Progress | None = None
+    """Of an agent with a transcript."""
     shelf: Shelf = Kept()
 
     @property
@@ -203,6 +244,19 @@ class Job(Fact, frozen=True):
 
 def state_name(state: State) -> str:
     return str(type(state).__struct_config__.tag)
+
+
+PARKED = "parked"
+
+
+def shown_state(job: Job) -> str:
+    """The state that people are shown: an agent that runs may wait for an answer, or for its model."""
+    name, progress = state_name(job.state), job.progress
+    if not isinstance(job.state, Running) or progress is None:
+        return name
+    if progress.question is not None or progress.is_held:
+        return "waiting"
+    return PARKED if progress.parked is not None else name
 
 
 def outcome(exit: dict[str, object], end: dict[str, object]) -> Ended:
@@ -239,6 +293,9 @@ def outcome(exit: dict[str, object], end: dict[str, object]) -> Ended:
     if ordered == "timed_out":
         limit = order.get("limit") if isinstance(order, dict) else None
         return _ended(TIMED_OUT, code, signal, str(limit or "timeout"), common)
+    if ordered == "limited":
+        limit = order.get("limit") if isinstance(order, dict) else None
+        return _ended(LIMITED, code, signal, str(limit or "budget"), common)
     if exit.get("oom"):
         return _ended(FAILED, code, signal, "out of memory", common)
     return _ended(SUCCEEDED if code == 0 else FAILED, code, signal, None, common)

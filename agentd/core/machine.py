@@ -30,6 +30,7 @@ from agentd.core.job import (
     Job,
     Kept,
     Preparing,
+    Progress,
     Queued,
     Removing,
     Running,
@@ -186,6 +187,14 @@ def go_on(job: Job, _: on.AgentContinued) -> Step:
     return Step(replace(job, state=state), (Notice("job.continued", {}),))
 
 
+def read_on(job: Job, event: on.TranscriptRead) -> Step:
+    known = job.progress or Progress()
+    if event.attempt != job.attempt or event.start != known.offset:
+        return Step(job)
+    told = tuple(Notice(one.type, one.data) for one in event.told)
+    return Step(replace(job, progress=event.progress), told)
+
+
 def wind_down(job: Job, event: on.LeaderExited) -> Step:
     state = Stopping(event.at, job.started, job.pid, "exited")
     return Step(replace(job, state=state), (Notice("job.stopping", {"why": "exited"}),))
@@ -214,6 +223,9 @@ def complete(job: Job, at: float, started: float | None, pid: int | None, how: E
         "swept": [{"pid": p.pid, "command": p.command} for p in how.swept],
         "left": [{"pid": p.pid, "command": p.command} for p in how.left],
     }
+    if job.progress is not None:
+        spent = {"turns": job.progress.turns, "tokens": job.progress.tokens, "cost": job.progress.cost}
+        data |= {"words": job.progress.words, "spent": spent}
     return Step(
         replace(job, state=Done(at, started, pid, how)),
         (Notice("job.completed", data),),
@@ -244,7 +256,8 @@ def restart(job: Job, event: on.RestartAsked) -> Step:
     if isinstance(place, Worktree) and place.is_gone:
         place = replace(place, admin=None, is_gone=False)
     state: State = Waiting(event.at, event.needs) if event.needs else Queued(event.at)
-    again = replace(job, attempt=job.attempt + 1, state=state, place=place, result=None)
+    progress = None if job.progress is None else job.progress.again()
+    again = replace(job, attempt=job.attempt + 1, state=state, place=place, result=None, progress=progress)
     return Step(again, (Notice("job.restarted", {"attempt": again.attempt, "by": event.by}),))
 
 
@@ -310,6 +323,7 @@ LIVE: Row = {"RestartAsked": running_still, "RemoveAsked": running_still, "Resto
 LATE: Row = {"ResultSettled": ignore, "RemovedToTrash": ignore, "RemoveFailed": ignore}
 UNTOUCHED: Row = {"SecretsLost": ignore, "SecretsGiven": ignore}
 NO_AGENT: Row = {
+    "TranscriptRead": ignore,
     "AgentStopped": ignore,
     "AgentContinued": ignore,
     "LimitReached": ignore,
@@ -368,6 +382,7 @@ TABLE: dict[str, Row] = {
         "AgentStopped": ignore,
         "AgentContinued": ignore,
         "LimitReached": reach_limit,
+        "TranscriptRead": read_on,
         "LeaderExited": wind_down,
         "AttemptEnded": end,
         "KillAsked": kill,
@@ -381,6 +396,7 @@ TABLE: dict[str, Row] = {
         "AgentStarted": ignore,
         "AgentStopped": stop,
         "AgentContinued": ignore,
+        "TranscriptRead": read_on,
         "LimitReached": reach_limit,
         "LeaderExited": wind_down,
         "AttemptEnded": end,
@@ -395,6 +411,7 @@ TABLE: dict[str, Row] = {
         "AgentStarted": ignore,
         "AgentStopped": ignore,
         "AgentContinued": go_on,
+        "TranscriptRead": read_on,
         "LimitReached": reach_limit,
         "LeaderExited": wind_down,
         "AttemptEnded": end,
@@ -411,6 +428,7 @@ TABLE: dict[str, Row] = {
         "AgentStarted": note_start_while_stopping,
         "AgentStopped": ignore,
         "AgentContinued": ignore,
+        "TranscriptRead": read_on,
         "LimitReached": ignore,
         "LeaderExited": ignore,
         "AttemptEnded": end,

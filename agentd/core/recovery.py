@@ -36,7 +36,7 @@ def true_events(job: Job, seen: Seen, now: float) -> list[on.Event]:
         found.append(on.AgentStarted(started, pid))
     if seen.exit is not None:
         return [*found, on.LeaderExited(_time(seen.exit))] if not isinstance(job.state, Stopping) else found
-    if seen.kill is not None and seen.kill.get("reason") == "timed_out":
+    if seen.kill is not None and seen.kill.get("reason") in ("timed_out", "limited"):
         return [*found, on.LimitReached(_order_time(seen), str(seen.kill.get("limit")))]
     if seen.agent.get("stopped") is not None and not isinstance(job.state, Stopped):
         found.append(on.AgentStopped(now))

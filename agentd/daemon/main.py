@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import resource
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 
 import filelock
 
-from agentd import __version__, config, jobdir, paths, process
+from agentd import __version__, agents, config, jobdir, paths, process
 from agentd.core import events as on
 from agentd.core.effects import Effect
 from agentd.core.errors import EXIT_NO, AgentdError, Refused
@@ -92,7 +93,10 @@ class Daemon:
         )
         self.feed.engine = self.performer.engine = self.engine
         self.feed.load(self.engine.load(), self.engine.store.seq)
-        self.zygotes = Zygotes(self.state_dir, self.on_notice, self.on_new_zygote)
+        self.zygotes = {
+            kind: Zygotes(self.state_dir, kind, self.on_notice, functools.partial(self.on_new_zygote, kind))
+            for kind in agents.ZYGOTES
+        }
         self.performer.zygotes = self.zygotes
         methods = Methods(
             self.state_dir,
@@ -111,7 +115,8 @@ class Daemon:
         loop.add_signal_handler(signal.SIGUSR1, self.listen_again)
         loop.add_signal_handler(signal.SIGUSR2, say_tasks)
         try:
-            self.performer.held = set(await self.zygotes.start())
+            for kind, zygotes in self.zygotes.items():
+                self.performer.held |= set(await zygotes.start(must=kind == jobdir.PLAIN))
             await self.recover()
             self.engine.reschedule()
             self.say_ready()
@@ -180,8 +185,10 @@ class Daemon:
         if job is not None and job.attempt == int(attempt):
             self.engine.spawn(self.performer.look(job.id))
 
-    def on_new_zygote(self) -> None:
+    def on_new_zygote(self, kind: str) -> None:
         for job in self.engine.jobs.live.values():
+            if agents.zygote_of(job.agent) != kind:
+                continue
             if isinstance(job.state, Starting | Running | Stopped | Stopping):
                 self.engine.carry_out(job, owed(job))
             elif job.id in self.performer.secrets:
@@ -216,7 +223,8 @@ class Daemon:
         jobdir.remove_quietly(self.socket_path)
         await self.server.close()
         await self.engine.close()
-        self.zygotes.close()
+        for zygotes in self.zygotes.values():
+            zygotes.close()
         if self.performer.cgroup and not self.engine.jobs.live:
             process.cgroup_remove(self.performer.cgroup)
         for task in self.engine.tasks:

@@ -17,10 +17,24 @@ from agentd import __version__, agents, config, jobdir, paths, protocol
 from agentd.core import events as on
 from agentd.core import machine, names, schedule
 from agentd.core.errors import AgentdError, NotNow, Refused, Usage
-from agentd.core.job import Done, InPlace, Job, Kept, Place, Queued, Trashed, Waiting, Worktree, state_name
+from agentd.core.job import (
+    PARKED,
+    Done,
+    InPlace,
+    Job,
+    Kept,
+    Place,
+    Progress,
+    Queued,
+    Trashed,
+    Waiting,
+    Worktree,
+    shown_state,
+    state_name,
+)
 from agentd.core.machine import Notice
 from agentd.core.text import decode
-from agentd.daemon import perform
+from agentd.daemon import inputs, perform, profiles
 from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
 from agentd.daemon.perform import Performer
@@ -211,7 +225,8 @@ class Methods:
             raise Refused(f"cannot run in {names.escaped(ask.cwd)}: there is no such folder", "no_folder")
         id, self.next_id = self.next_id, self.next_id + 1
         place: Place = InPlace(ask.cwd)
-        cwd, command = ask.cwd, argv
+        cwd, command, setup = ask.cwd, argv, ""
+        tree = ask.cwd
         if settled is not None:
             base = settled.base
             if ask.with_changes:
@@ -222,11 +237,14 @@ class Methods:
             branch = f"{self.settings.worktree.branch_prefix}/{id}/{name}"
             plan = Plan(settled.repo, id, branch, path, base, f"agentd job {id}")
             top = settled.repo.top or settled.repo.common
-            cwd = os.path.join(path, settled.subdir).rstrip("/")
+            cwd, tree = os.path.join(path, settled.subdir).rstrip("/"), path
             place = Worktree(ask.cwd, top, path, branch, base, plan=msgspec.to_builtins(plan))
             setup = self.settings.worktree.setup or config.repository_setup(settled.repo.top)
-            command = with_setup(setup, argv) if setup else argv
-        environment, hidden = self.split_environment(ask)
+        profile = profiles.resolve(self.settings, ask) if ask.agent == "builtin" else None
+        if setup and profile is None:
+            command = with_setup(setup, argv)
+        more = () if profile is None else profiles.granted(self.settings, profile)
+        environment, hidden = self.split_environment(ask, more)
         owner = self.owner_of(connection, ask.owner)
         job = Job(
             id=id,
@@ -244,8 +262,11 @@ class Methods:
             secrets=tuple(sorted(hidden)),
             has_input=ask.input,
             key=ask.key,
+            progress=None if profile is None else Progress(),
         )
         spec = self.spec(job, ask, list(command), cwd, environment)
+        if profile is not None:
+            spec |= profiles.spec_of(self.settings, profile, ask, self.state_dir, tree, setup)
         await self.save_spec(job, spec)
         if hidden:
             self.performer.secrets[id] = hidden
@@ -259,9 +280,9 @@ class Methods:
         excluded = await ready_in_time(dirt) if dirt is not None else None
         return {"job": view, "excluded": excluded, "base_ref": settled.ref if settled is not None else None}
 
-    def split_environment(self, ask: protocol.Delegate) -> tuple[dict[str, str], dict[str, str]]:
-        """What may be written down, and what travels in memory only."""
-        given = agents.kind(ask.agent).environment(ask.environment)
+    def split_environment(self, ask: protocol.Delegate, more: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
+        """What may be written down, and what travels in memory only. ``more``: variables that are granted."""
+        given = agents.kind(ask.agent).environment(ask.environment, more)
         listed = {*self.settings.secrets.names, *ask.secrets}
         hidden = {n: v for n, v in given.items() if n in listed or any(m in n.upper() for m in SECRET_MARKS)}
         return {name: value for name, value in given.items() if name not in hidden}, hidden
@@ -327,9 +348,10 @@ class Methods:
             ids = [job.id for job in self.visible(connection, self.engine.jobs.live) if not is_own(connection, job)]
         else:
             ids = [self.find(connection, ref, ask.owner).id for ref in ask.jobs]
-        if ask.until not in machine.TABLE:
+        states = (*machine.TABLE, PARKED)
+        if ask.until not in states:
             raise Usage(
-                f'--for: no state "{names.escaped(ask.until)}"; there are {", ".join(machine.TABLE)}',
+                f'--for: no state "{names.escaped(ask.until)}"; there are {", ".join(states)}',
                 "bad_state",
             )
         is_timely = await self.wait_until(lambda: self.has_come(ids, ask), ids, ask.timeout)
@@ -396,6 +418,8 @@ class Methods:
 
     async def do_jobs_send(self, connection: Connection, ask: protocol.Send) -> dict[str, Any]:
         job = self.find(connection, ask.job, ask.owner)
+        if job.progress is not None:
+            return await self.tell_runner(job, "message", ask.data)
         if not job.has_input:
             raise Refused(f"job {job.id} takes no input: it was not started with -i", "no_input")
         if job.is_done:
@@ -415,6 +439,35 @@ class Methods:
         perform.tell_keeper(path, {"input": True})
         return {"queued": len(data), "eof": ask.eof}
 
+    async def do_jobs_answer(self, connection: Connection, ask: protocol.Answer) -> dict[str, Any]:
+        job = self.find(connection, ask.job, ask.owner)
+        question = job.progress.question if job.progress is not None else None
+        if question is None or (ask.question and ask.question != question.id):
+            raise Refused(
+                f"job {job.id} asks nothing just now; to tell it something: agentd send {job.id} TEXT", "no_question"
+            )
+        return await self.tell_runner(job, "answer", ask.text, question.id)
+
+    async def do_jobs_interrupt(self, connection: Connection, ask: protocol.Interrupt) -> dict[str, Any]:
+        job = self.find(connection, ask.job, ask.owner, exact=True)
+        if job.progress is None:
+            raise Refused(f"job {job.id} is a command; to signal it: agentd kill -s INT {job.id}", "no_runner")
+        return await self.tell_runner(job, "interrupt", ask.text)
+
+    async def tell_runner(self, job: Job, kind: str, text: str, question: str | None = None) -> dict[str, Any]:
+        """Appended to a file first: it outlives every death. The runner gives receipts in its transcript."""
+        if job.is_done:
+            raise Refused(f"job {job.id} has already ended", "already_ended")
+        path = self.performer.attempt_dir(job)
+        async with self.engine.locks.of(job.id):
+            try:
+                number = await asyncio.to_thread(inputs.append, path, kind, text, question)
+            except OSError as error:
+                raise NotNow(f"cannot queue input for job {job.id}: {error.strerror}", "disk_full") from None
+        await self.engine.note(job.id, "job.input", {"n": number, "state": "queued", "kind": kind})
+        inputs.nudge(path)
+        return {"n": number, "state": "queued"}
+
     async def do_jobs_restart(self, connection: Connection, ask: protocol.Restart) -> dict[str, Any]:
         job = self.find(connection, ask.job, ask.owner)
         if isinstance(job.state, Waiting):
@@ -429,7 +482,12 @@ class Methods:
         if old is None:
             raise Refused(f"cannot restart job {job.id}: its files are gone", "files_gone")
         environment = {n: v for n, v in old["env"].items() if not n.startswith("AGENTD_")}
-        await self.save_spec(after, old | self.identity(after, environment))
+        resumed: dict[str, object] = {"resume": None, "spent": None}
+        if job.progress is not None:
+            spent = {"turns": job.progress.turns, "tokens": job.progress.tokens, "cost": job.progress.cost}
+            transcript = f"{self.performer.attempt_dir(job)}/transcript.ndjson"
+            resumed = {"resume": transcript if ask.resume else None, "spent": spent}
+        await self.save_spec(after, old | self.identity(after, environment) | resumed)
         if given and not missing:
             self.performer.secrets[job.id] = given
             await self.performer.share_secrets(after)
@@ -529,17 +587,17 @@ class Methods:
     # --- the daemon -----------------------------------------------------------------------------------------
 
     async def do_daemon_status(self, _: Connection, __: protocol.Nothing) -> dict[str, Any]:
-        counts = dict.fromkeys(machine.TABLE, 0)
+        counts = dict.fromkeys((*machine.TABLE, PARKED), 0)
         for job in self.engine.jobs.values():
             if isinstance(job.shelf, Kept):
-                counts[state_name(job.state)] += 1
+                counts[shown_state(job)] += 1
         return {
             **self.facts,
             "version": __version__,
             "pid": os.getpid(),
             "state_dir": self.state_dir,
             "jobs": counts,
-            "zygote": self.performer.zygotes.pid,
+            "zygote": self.performer.zygotes[jobdir.PLAIN].pid,
             "epoch": self.engine.store.epoch,
             "newest_seq": self.feed.newest,
             "trouble": self.engine.store.trouble,
@@ -576,7 +634,7 @@ class Methods:
             await self.engine.note(job.id, "job.unkillable", {"processes": list(ask.processes)})
         elif ask.what == "input_closed":
             self.performer.release(path, "stdin", "stdin_file")
-            await self.performer.zygotes.ask("release", path=path, names=["stdin", "stdin_file"])
+            await self.performer.zygotes_of(job).ask("release", path=path, names=["stdin", "stdin_file"])
         await self.performer.look(ask.job)
 
 
@@ -604,7 +662,7 @@ def is_reader_name(name: str) -> bool:
 
 
 def has_reached(job: Job, state: str) -> bool:
-    return state_name(job.state) == state or job.is_done
+    return shown_state(job) == state or job.is_done
 
 
 def is_own(connection: Connection, job: Job) -> bool:

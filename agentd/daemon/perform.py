@@ -14,16 +14,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from agentd import jobdir, paths, process
+from msgspec.structs import replace
+
+from agentd import agents, jobdir, paths, process
 from agentd.config import Config
 from agentd.core import effects as do
 from agentd.core import events as on
 from agentd.core import recovery
 from agentd.core.errors import AgentdError, Refused
-from agentd.core.job import Done, Job, Preparing, Removing, Trashed, Worktree
+from agentd.core.job import Done, Job, Preparing, Progress, Removing, Trashed, Worktree
 from agentd.core.names import escaped
+from agentd.daemon import transcripts
 from agentd.daemon.engine import Engine
-from agentd.daemon.zygotes import Zygotes
+from agentd.daemon.zygotes import ZygoteLost, Zygotes
 from agentd.git import fill, fingerprint, snapshot, trash, unchanged, worktree
 from agentd.git.plan import Plan, plan_from
 from agentd.git.run import GitFailed
@@ -40,7 +43,7 @@ class Performer:
         self.state_dir = state_dir
         self.config = config
         self.engine: Engine
-        self.zygotes: Zygotes
+        self.zygotes: dict[str, Zygotes]
         self.listen_for: Callable[[Job], None]
         """Open a job's own narrow socket."""
         self.stop_listening_for: Callable[[str], None]
@@ -77,6 +80,9 @@ class Performer:
 
     async def in_prompt_thread(self, call: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.prompt_threads, call, *arguments)
+
+    def zygotes_of(self, job: Job) -> Zygotes:
+        return self.zygotes[agents.zygote_of(job.agent)]
 
     def attempt_dir(self, job: Job) -> str:
         return paths.attempt_dir(self.state_dir, job.id, job.attempt)
@@ -154,9 +160,13 @@ class Performer:
                 fds["secrets"] = memory_file(self.secrets[job.id])
             jobdir.preallocate(path)
             self.listen_for(job)
-            answer, got = await self.zygotes.ask("launch", fds, path=path, stdin=bool(spec.get("stdin")))
+            answer, got = await self.zygotes_of(job).ask("launch", fds, path=path, stdin=bool(spec.get("stdin")))
         except OSError as error:
             await self.engine.apply(job.id, on.StartFailed(time.time(), sentence_of(error)))
+            return
+        except ZygoteLost:
+            why = f"cannot start the {job.agent} agent: its process ends at once; see {self.state_dir}/daemon.log"
+            await self.engine.apply(job.id, on.StartFailed(time.time(), why))
             return
         finally:
             for fd in fds.values():
@@ -191,7 +201,7 @@ class Performer:
         """The zygote holds them too: a job that has not started outlives the daemon."""
         fd = memory_file(self.secrets[job.id])
         try:
-            await self.zygotes.ask("hold", {"secrets": fd}, path=self.attempt_dir(job))
+            await self.zygotes_of(job).ask("hold", {"secrets": fd}, path=self.attempt_dir(job))
         finally:
             os.close(fd)
 
@@ -204,11 +214,11 @@ class Performer:
         held = dict(self.escrow.get(path, {}))
         if job.id in self.secrets:
             held["secrets"] = memory_file(self.secrets[job.id])
-        await self.zygotes.ask("watch", held, path=path)
+        await self.zygotes_of(job).ask("watch", held, path=path)
         if "secrets" in held:
             os.close(held["secrets"])
         if path not in self.escrow:
-            _, got = await self.zygotes.ask("escrow", path=path)
+            _, got = await self.zygotes_of(job).ask("escrow", path=path)
             self.hold(path, got)
         self.hold_leader(path)
         self.let_go_if_over(job)
@@ -270,6 +280,8 @@ class Performer:
         agent = records["agent"]
         never_ran = agent is not None and jobdir.noexec(path, agent) is not None
         seen = recovery.Seen(**records, noexec=never_ran)
+        if seen.agent is not None and agents.zygote_of(job.agent) != jobdir.PLAIN:
+            await self.read_transcript(job, path)
         for event in recovery.true_events(job, seen, time.time()):
             await self.engine.apply(id, event)
         if seen.end is not None:
@@ -280,6 +292,18 @@ class Performer:
             self.hold_leader(path)
             if not seen.noexec:
                 self.secrets.pop(id, None)
+
+    async def read_transcript(self, job: Job, path: str) -> None:
+        rates = (jobdir.read(path, "spec.json") or {}).get("rates")
+        while True:
+            before = self.engine.jobs[job.id].progress or Progress()
+            records, offset = transcripts.read(f"{path}/transcript.ndjson", before.offset)
+            if not records:
+                return
+            progress, told = transcripts.after(before, records, rates)
+            progress = replace(progress, offset=offset)
+            event = on.TranscriptRead(time.time(), job.attempt, before.offset, progress, tuple(told))
+            await self.engine.apply(job.id, event)
 
     # --- after the completion -------------------------------------------------------------------------------
 

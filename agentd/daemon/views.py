@@ -3,7 +3,18 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from agentd.core.job import Done, Job, Preparing, Trashed, Waiting, Worktree, state_name, wait_code
+from agentd.core.job import (
+    Done,
+    Job,
+    Preparing,
+    Progress,
+    Running,
+    Trashed,
+    Waiting,
+    Worktree,
+    shown_state,
+    wait_code,
+)
 from agentd.core.text import decode
 from agentd.store import Entry
 
@@ -23,7 +34,7 @@ def job_view(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
         "name": job.name,
-        "state": state_name(state),
+        "state": shown_state(job),
         "outcome": how.outcome if how else None,
         "agent": job.agent,
         "task": job.task,
@@ -48,6 +59,7 @@ def job_view(job: Job) -> dict[str, Any]:
         "swept": [{"pid": p.pid, "command": p.command} for p in how.swept] if how else [],
         "left": [{"pid": p.pid, "command": p.command} for p in how.left] if how else [],
         "result": job.result,
+        "progress": progress_view(job.progress),
         "removed": isinstance(job.shelf, Trashed),
         "created_at": iso(job.created),
         "started_at": iso(job.started),
@@ -55,9 +67,33 @@ def job_view(job: Job) -> dict[str, Any]:
     }
 
 
+def progress_view(progress: Progress | None) -> dict[str, Any] | None:
+    """Of an agent that is driven by a model; null of others."""
+    if progress is None:
+        return None
+    question = progress.question
+    asked = None if question is None else {"id": question.id, "text": question.text, "options": question.options}
+    return {
+        "turns": progress.turns,
+        "tokens": progress.tokens,
+        "cost": progress.cost,
+        "doing": progress.doing,
+        "plan": progress.plan,
+        "question": asked,
+        "words": progress.words,
+    }
+
+
 def waiting_for(job: Job) -> str | None:
     """What it waits for, or the phase of its preparation."""
+    progress = job.progress or Progress()
     match job.state:
+        case Running() if progress.question is not None:
+            return progress.question.text
+        case Running() if progress.is_held:
+            return "interrupted; send it a message"
+        case Running() if progress.parked is not None:
+            return f"{progress.parked.why}, until {iso(progress.parked.until)}"
         case Waiting(needs=needs):
             return "needs " + ", ".join(needs)
         case Preparing(phase=phase):

@@ -23,16 +23,18 @@ class ZygoteLost(Exception):
 
 
 class Zygotes:
-    """``on_notice(message)``: a keeper was forked, or is done. ``on_new()``: another zygote serves now; tell it
-    what to look after."""
+    """All of one kind, one after the other. ``on_notice(message)``: a keeper was forked, or is done. ``on_new()``:
+    another zygote serves now; tell it what to look after."""
 
     def __init__(
         self,
         state_dir: str,
+        kind: str,
         on_notice: Callable[[dict[str, Any]], None],
         on_new: Callable[[], None],
     ) -> None:
         self.state_dir = state_dir
+        self.kind = kind
         self.on_notice = on_notice
         self.on_new = on_new
         self.link: socket.socket | None = None
@@ -42,10 +44,12 @@ class Zygotes:
         self.number = 0
         self.ready = asyncio.Event()
         self.is_closing = False
+        self.task: asyncio.Task[None] | None = None
         self.children: list[subprocess.Popen[bytes]] = []
 
-    async def start(self) -> list[str]:
-        """Take over the zygote of the last daemon, or start one. Returns the attempts it holds descriptors for."""
+    async def start(self, must: bool = True) -> list[str]:
+        """Take over the zygote of the last daemon, or start one (unless there is no ``must``). Returns the attempts
+        that it holds descriptors for."""
         old = self._connect()
         if old is not None:
             self._use(old)
@@ -58,7 +62,8 @@ class Zygotes:
                 return await self._replace(list(answer["held"]))
             except (ZygoteLost, TimeoutError):
                 self._drop()
-        await self._spawn()
+        if must:
+            await self._spawn()
         return []
 
     async def _replace(self, held: list[str]) -> list[str]:
@@ -81,7 +86,7 @@ class Zygotes:
         copies = {name: os.dup(fd) for name, fd in (fds or {}).items()}
         try:
             while True:
-                await self.ready.wait()
+                await self._be_ready()
                 try:
                     return await self._ask(op, copies, **arguments)
                 except ZygoteLost:
@@ -91,6 +96,14 @@ class Zygotes:
             for fd in copies.values():
                 os.close(fd)
 
+    async def _be_ready(self) -> None:
+        """The first order to a kind that nobody needed before starts its zygote; ZygoteLost if that cannot start."""
+        if self.ready.is_set():
+            return
+        if self.link is None and (self.task is None or self.task.done()):
+            self.task = asyncio.ensure_future(self._spawn())
+        await (asyncio.shield(self.task) if self.task is not None else self.ready.wait())
+
     def close(self) -> None:
         self.is_closing = True
         self._drop()
@@ -99,13 +112,14 @@ class Zygotes:
 
     def _connect(self) -> socket.socket | None:
         try:
-            return jobdir.connect(f"{self.state_dir}/zygote.sock", socket.SOCK_SEQPACKET, blocking=False)
+            path = jobdir.zygote_socket(self.state_dir, self.kind)
+            return jobdir.connect(path, socket.SOCK_SEQPACKET, blocking=False)
         except OSError:
             return None
 
     async def _spawn(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-P", "-m", "agentd.zygote", str(theirs.fileno()), self.state_dir]
+        command = [sys.executable, "-P", "-m", "agentd.zygote", str(theirs.fileno()), self.state_dir, self.kind]
         with theirs:
             child = subprocess.Popen(
                 command,
