@@ -84,6 +84,10 @@ class Performer:
     def zygotes_of(self, job: Job) -> Zygotes:
         return self.zygotes[agents.zygote_of(job.agent)]
 
+    @property
+    def holder(self) -> Zygotes:
+        return self.zygotes[jobdir.PLAIN]
+
     def attempt_dir(self, job: Job) -> str:
         return paths.attempt_dir(self.state_dir, job.id, job.attempt)
 
@@ -158,6 +162,8 @@ class Performer:
                 return
             if job.id in self.secrets:
                 fds["secrets"] = memory_file(self.secrets[job.id])
+            elif job.secrets and self.zygotes_of(job) is not self.holder:
+                fds |= await self.held_secrets(path)
             jobdir.preallocate(path)
             self.listen_for(job)
             answer, got = await self.zygotes_of(job).ask("launch", fds, path=path, stdin=bool(spec.get("stdin")))
@@ -198,12 +204,27 @@ class Performer:
         return not job.secrets or job.id in self.secrets or self.attempt_dir(job) in self.held
 
     async def share_secrets(self, job: Job) -> None:
-        """The zygote holds them too: a job that has not started outlives the daemon."""
+        """A zygote holds them too, the one that is always there: a job that has not started outlives the daemon."""
         fd = memory_file(self.secrets[job.id])
         try:
-            await self.zygotes_of(job).ask("hold", {"secrets": fd}, path=self.attempt_dir(job))
+            await self.holder.ask("hold", {"secrets": fd}, path=self.attempt_dir(job))
         finally:
             os.close(fd)
+
+    async def held_secrets(self, path: str) -> dict[str, int]:
+        _, held = await self.holder.ask("escrow", path=path)
+        for name in [name for name in held if name != "secrets"]:
+            os.close(held.pop(name))
+        return held
+
+    def forget_secrets(self, job: Job) -> None:
+        """It has them, or needs them no more."""
+        if self.secrets.pop(job.id, None) is not None and self.zygotes_of(job) is not self.holder:
+            self.engine.spawn(self.release_secrets(self.attempt_dir(job)))
+
+    async def release_secrets(self, path: str) -> None:
+        with contextlib.suppress(ZygoteLost):
+            await self.holder.ask("release", path=path, names=["secrets"])
 
     async def watch(self, job: Job) -> None:
         """Have an attempt that was launched looked after, by a zygote that may not be its keeper's parent."""
@@ -287,11 +308,11 @@ class Performer:
         if seen.end is not None:
             self.release(path)
             self.stop_listening_for(path)
-            self.secrets.pop(id, None)
+            self.forget_secrets(job)
         elif seen.agent is not None:
             self.hold_leader(path)
             if not seen.noexec:
-                self.secrets.pop(id, None)
+                self.forget_secrets(job)
 
     async def read_transcript(self, job: Job, path: str) -> None:
         rates = (jobdir.read(path, "spec.json") or {}).get("rates")
