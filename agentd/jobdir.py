@@ -135,6 +135,11 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def nudge_socket(state_dir: str) -> str:
+    """Where the daemon hears from keepers."""
+    return f"{state_dir}/nudge.sock"
+
+
 # --- sockets whose path is longer than the kernel's 107 bytes -----------------------------------------------
 
 
