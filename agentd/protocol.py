@@ -191,15 +191,6 @@ class Nothing(Params, frozen=True):
     pass
 
 
-class Nudge(Params, frozen=True):
-    """From a keeper: look at this attempt's files. ``what`` is for the log and for what no file can hold."""
-
-    job: int
-    attempt: int
-    what: str = ""
-    processes: tuple[dict[str, Any], ...] = ()
-
-
 class Method(NamedTuple):
     params: type[Params]
     is_narrow: bool
@@ -225,7 +216,6 @@ METHODS: dict[str, Method] = {
     "daemon.status": Method(Nothing, False),
     "daemon.doctor": Method(Nothing, False),
     "daemon.stop": Method(StopDaemon, False),
-    "nudge": Method(Nudge, False),
 }
 
 

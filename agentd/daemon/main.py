@@ -23,6 +23,7 @@ from agentd.daemon import rebuild
 from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
 from agentd.daemon.methods import Methods
+from agentd.daemon.nudges import Nudges
 from agentd.daemon.perform import Performer
 from agentd.daemon.server import Server
 from agentd.daemon.views import iso
@@ -111,6 +112,7 @@ class Daemon:
         self.performer.listen_for = self.listen_for
         self.performer.stop_listening_for = self.stop_listening_for
         # The socket first, the look at the files after: what a keeper writes in between is seen, or nudged.
+        self.nudges = Nudges(jobdir.nudge_socket(self.state_dir), self.performer.on_nudge)
         self.listen()
         loop.add_signal_handler(signal.SIGUSR1, self.listen_again)
         loop.add_signal_handler(signal.SIGUSR2, say_tasks)
@@ -134,6 +136,7 @@ class Daemon:
         folder = os.path.dirname(self.socket_path)
         if folder != self.state_dir:
             make_private(folder)
+        self.nudges.listen()
         self.server.listen(self.socket_path)
         record = {"pid": os.getpid(), "version": __version__, "socket": self.socket_path, **self.facts()}
         record["identity"] = process.identity(os.getpid())
@@ -221,6 +224,8 @@ class Daemon:
     async def shut_down(self) -> None:
         jobdir.remove_quietly(f"{self.state_dir}/daemon.json")
         jobdir.remove_quietly(self.socket_path)
+        self.nudges.close()
+        jobdir.remove_quietly(jobdir.nudge_socket(self.state_dir))
         await self.server.close()
         await self.engine.close()
         for zygotes in self.zygotes.values():

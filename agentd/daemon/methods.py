@@ -623,20 +623,6 @@ class Methods:
         asyncio.get_running_loop().call_soon(self.stop)
         return {"jobs": len(self.engine.jobs.live)}
 
-    async def do_nudge(self, _: Connection, ask: protocol.Nudge) -> None:
-        job = self.engine.jobs.get(ask.job)
-        if job is None or job.attempt != ask.attempt:
-            return
-        path = self.performer.attempt_dir(job)
-        if ask.what in ("log_blocked", "log_unblocked"):
-            await self.engine.note(job.id, f"job.{ask.what}", {})
-        elif ask.what == "unkillable":
-            await self.engine.note(job.id, "job.unkillable", {"processes": list(ask.processes)})
-        elif ask.what == "input_closed":
-            self.performer.release(path, "stdin", "stdin_file")
-            await self.performer.zygotes_of(job).ask("release", path=path, names=["stdin", "stdin_file"])
-        await self.performer.look(ask.job)
-
 
 # --- small things -------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from agentd import agents, jobdir, paths, process
+from agentd import agents, jobdir, paths, process, zygote
 from agentd.config import Config
 from agentd.core import effects as do
 from agentd.core import events as on
@@ -26,6 +26,7 @@ from agentd.core.job import Done, Job, Preparing, Progress, Removing, Trashed, W
 from agentd.core.names import escaped
 from agentd.daemon import transcripts
 from agentd.daemon.engine import Engine
+from agentd.daemon.nudges import Nudge
 from agentd.daemon.zygotes import ZygoteLost, Zygotes
 from agentd.git import fill, fingerprint, snapshot, trash, unchanged, worktree
 from agentd.git.plan import Plan, plan_from
@@ -238,7 +239,7 @@ class Performer:
         await self.zygotes_of(job).ask("watch", held, path=path)
         if "secrets" in held:
             os.close(held["secrets"])
-        if path not in self.escrow:
+        if jobdir.STREAMS[0] not in self.escrow.get(path, {}):
             _, got = await self.zygotes_of(job).ask("escrow", path=path)
             self.hold(path, got)
         self.hold_leader(path)
@@ -263,11 +264,38 @@ class Performer:
         """Keep a pidfd of the agent: if keeper and zygote both die, its exit status is read through it."""
         agent = jobdir.read(path, "agent.json")
         mine = self.escrow.get(path)
-        if agent is None or mine is None or "leader" in mine:
-            return
-        pidfd = process.open_verified(agent["agent"])
-        if pidfd is not None:
-            mine["leader"] = pidfd
+        if agent is not None and mine is not None:
+            zygote.hold_leader(mine, agent["agent"])
+
+    def take_leader(self, job: Job, pidfd: int) -> None:
+        """A keeper sent it, before it lets its agent go: of the fork that runs now, whichever we had."""
+        mine = self.escrow.setdefault(self.attempt_dir(job), {})
+        if "leader" in mine:
+            os.close(mine["leader"])
+        mine["leader"] = pidfd
+
+    # --- nudges ---------------------------------------------------------------------------------------------
+
+    def on_nudge(self, nudge: Nudge, pidfd: int | None) -> None:
+        job = self.engine.jobs.live.get(nudge.job)
+        if job is None or job.attempt != nudge.attempt:
+            if pidfd is not None:
+                os.close(pidfd)
+        elif pidfd is not None:
+            self.take_leader(job, pidfd)  # it says no more than that
+        else:
+            self.engine.spawn(self.follow_nudge(job, nudge))
+
+    async def follow_nudge(self, job: Job, nudge: Nudge) -> None:
+        path = self.attempt_dir(job)
+        if nudge.what in ("log_blocked", "log_unblocked"):
+            await self.engine.note(job.id, f"job.{nudge.what}", {})
+        elif nudge.what == "unkillable":
+            await self.engine.note(job.id, "job.unkillable", {"processes": list(nudge.processes)})
+        elif nudge.what == "input_closed":
+            self.release(path, "stdin", "stdin_file")
+            await self.zygotes_of(job).ask("release", path=path, names=["stdin", "stdin_file"])
+        await self.look(job.id)
 
     def release(self, path: str, *names: str) -> None:
         mine = self.escrow.get(path, {})
