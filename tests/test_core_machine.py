@@ -484,7 +484,7 @@ def test_a_job_in_a_worktree() -> None:
         (
             Notice(
                 "worktree.made",
-                {"path": "/w/7-fix", "copied": [".env"], "linked": [], "missing": ["node_modules"]},
+                {"path": "/w/7-fix", "copied": [".env"], "linked": [], "missing": ["node_modules"], "notes": []},
             ),
         ),
         (do.LaunchAttempt(),),

@@ -137,6 +137,7 @@ def start_in_worktree(job: Job, event: on.WorktreeMade) -> Step:
         "copied": list(event.copied),
         "linked": list(event.linked),
         "missing": list(event.missing),
+        "notes": list(event.notes),
     }
     return Step(
         replace(job, place=place, state=Starting(event.at)),

@@ -35,6 +35,7 @@ from agentd.git.run import GitFailed
 T = TypeVar("T")
 GIT_THREADS = 4
 KEEPER_PAUSE_S = 0.02
+PATHS_TOLD = 50
 RECORDS = ("end", "exit", "kill", "agent")
 """Read the last to be written first: who sees a record then sees all that were written before it."""
 
@@ -137,7 +138,7 @@ class Performer:
         filled = await self.in_thread(fill.fill, plan, admin, plan.repo.top)
         record = {"admin": admin, **dataclasses.asdict(filled)}
         await self.in_thread(jobdir.write, job_dir(self.state_dir, job), "worktree.json", record)
-        return on.WorktreeMade(time.time(), admin, tuple(filled.copied), tuple(filled.linked), tuple(filled.missing))
+        return on.WorktreeMade(time.time(), admin, filled.copied, shown(filled.linked), filled.missing, filled.notes)
 
     async def _begin(self, job: Job, phase: str) -> bool:
         """Say which phase begins; False if the job was ended meanwhile."""
@@ -158,6 +159,9 @@ class Performer:
         fds: dict[str, int] = {}
         try:
             spec = self.completed_spec(job, path)
+            if job.attempt > 1 and isinstance(job.place, Worktree):
+                with contextlib.suppress(AgentdError, GitFailed):
+                    await self.in_thread(note_repository, job_dir(self.state_dir, job), plan_of(job), job.attempt)
             if not self.has_secrets(job):
                 await self.engine.apply(job.id, on.SecretsLost(time.time(), job.secrets))
                 return
@@ -442,15 +446,17 @@ class Performer:
         shutil.rmtree(str(job.shelf.entry["folder"]), ignore_errors=True)
 
 
+def shown(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Of what may be thousands: the first, and how many more."""
+    return paths if len(paths) <= PATHS_TOLD else (*paths[:PATHS_TOLD], f"and {len(paths) - PATHS_TOLD} more")
+
+
 # --- in worker threads --------------------------------------------------------------------------------------
 
 
 def before_worktree(folder: str, plan: Plan, has_changes: bool) -> dict[str, object] | None:
     """Note how the repository stood before the job, and what of the user's tree the job will not have."""
-    if jobdir.read(folder, "repository.json") is None:
-        common = plan.repo.common
-        stood = {"before": fingerprint.fingerprint(common), "commands": fingerprint.command_keys(common)}
-        jobdir.write(folder, "repository.json", stood)
+    note_repository(folder, plan, 1)
     excluded = jobdir.read(folder, "excluded.json")
     if excluded is not None or has_changes or plan.repo.top is None:
         return None
@@ -464,12 +470,24 @@ def before_worktree(folder: str, plan: Plan, has_changes: bool) -> dict[str, obj
     return found if dirt.modified or dirt.untracked else None
 
 
+def note_repository(folder: str, plan: Plan, attempt: int) -> None:
+    """How it stands before an attempt: what was changed before that is none of the attempt's doing. The commands that
+    its configuration names are those from before the job, whoever changed them since."""
+    known = jobdir.read(folder, "repository.json")
+    if known is not None and known.get("attempt", 1) >= attempt:
+        return
+    common = plan.repo.common
+    commands = fingerprint.command_keys(common) if known is None else known["commands"]
+    stands = {"before": fingerprint.fingerprint(common), "commands": commands, "attempt": attempt}
+    jobdir.write(folder, "repository.json", stands)
+
+
 def settle_worktree(folder: str, plan: Plan, job: Job) -> tuple[dict[str, object], bool]:
     """``(result, is the worktree gone)``."""
     assert isinstance(job.place, Worktree) and job.place.admin is not None
     found: dict[str, object] = {}
     before = (jobdir.read(folder, "repository.json") or {}).get("before")
-    if before is not None:
+    if before is not None and isinstance(job.state, Done) and job.state.started is not None:
         told = fingerprint.changes(before, fingerprint.fingerprint(plan.repo.common), plan.branch)
         if told:
             found["repository_changed"] = told[:50]
