@@ -71,6 +71,8 @@ class Delegate(Params, frozen=True):
     max_turns: int | None = None
     max_tokens: int | None = None
     max_cost: float | None = None
+    restart: str = "no"
+    """``on-failure``: attempts follow, with pauses that grow, as long as they come to something."""
     key: str = ""
     """A random mark of this request: repeated with the same one, it makes no second job."""
     secrets: tuple[str, ...] = ()

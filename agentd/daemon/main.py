@@ -19,7 +19,7 @@ from agentd.core.effects import Effect
 from agentd.core.errors import EXIT_NO, AgentdError, Refused
 from agentd.core.job import Job, Preparing, Queued, Running, Starting, Stopped, Stopping, Trashed
 from agentd.core.machine import Notice, owed
-from agentd.daemon import rebuild
+from agentd.daemon import rebuild, restarts
 from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
 from agentd.daemon.methods import Methods
@@ -99,6 +99,7 @@ class Daemon:
             for kind in agents.ZYGOTES
         }
         self.performer.zygotes = self.zygotes
+        self.performer.start_again = functools.partial(restarts.restart_when_due, self.engine, self.performer)
         methods = Methods(
             self.state_dir,
             self.settings,

@@ -48,6 +48,7 @@ class Performer:
         self.zygotes: dict[str, Zygotes]
         self.listen_for: Callable[[Job], None]
         """Open a job's own narrow socket."""
+        self.start_again: Callable[[Job], None]
         self.stop_listening_for: Callable[[str], None]
         self.threads = ThreadPoolExecutor(GIT_THREADS, thread_name_prefix="git")
         self.prompt_threads = ThreadPoolExecutor(GIT_THREADS, thread_name_prefix="prompt")
@@ -72,6 +73,8 @@ class Performer:
                 await self.abandon(job)
             case do.SettleResult():
                 await self.settle(job)
+            case do.StartAgain():
+                self.start_again(job)
             case do.MoveToTrash():
                 await self.move_to_trash(job)
             case do.Reschedule():
@@ -222,8 +225,22 @@ class Performer:
             os.close(held.pop(name))
         return held
 
+    async def recall_secrets(self, job: Job) -> dict[str, str]:
+        """What is still held for a job that may start again by itself."""
+        if job.id in self.secrets or self.attempt_dir(job) not in self.held:
+            return self.secrets.get(job.id, {})
+        fd = (await self.held_secrets(self.attempt_dir(job))).get("secrets")
+        if fd is None:
+            return {}
+        try:
+            return dict(json.loads(os.pread(fd, os.fstat(fd).st_size, 0)))
+        finally:
+            os.close(fd)
+
     def forget_secrets(self, job: Job) -> None:
         """It has them, or needs them no more."""
+        if job.restart != "no" and not job.is_over:
+            return
         if self.secrets.pop(job.id, None) is not None and self.zygotes_of(job) is not self.holder:
             self.engine.spawn(self.release_secrets(self.attempt_dir(job)))
 
@@ -340,7 +357,7 @@ class Performer:
         if seen.end is not None:
             self.release(path)
             self.stop_listening_for(path)
-            self.forget_secrets(job)
+            self.forget_secrets(self.engine.jobs[id])
         elif seen.agent is not None:
             self.hold_leader(path)
             if not seen.noexec:
