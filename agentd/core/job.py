@@ -99,10 +99,10 @@ class Done(Fact, frozen=True, tag="done"):
     started: float | None
     pid: int | None
     how: Ended
-    again_at: float | None = None
-    """Another attempt follows by itself then."""
     is_settled: bool = False
     """The work after the completion is done: snapshot taken, unchanged worktree removed."""
+    again_at: float | None = None
+    """Another attempt follows by itself then."""
 
 
 class Question(Fact, frozen=True):
@@ -310,7 +310,7 @@ def outcome(exit: dict[str, object], end: dict[str, object]) -> Ended:
         return _ended(LIMITED, code, signal, str(limit or "budget"), common)
     if exit.get("oom"):
         return _ended(FAILED, code, signal, "out of memory", common)
-    return _ended(SUCCEEDED if code == 0 else FAILED, code, signal, None, common)
+    return _ended(SUCCEEDED if code == 0 and signal is None else FAILED, code, signal, None, common)
 
 
 def _ended(name: str, code: int | None, signal: int | None, reason: str | None, common: dict[str, object]) -> Ended:

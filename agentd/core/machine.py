@@ -230,12 +230,12 @@ def complete(job: Job, at: float, started: float | None, pid: int | None, how: E
     if job.progress is not None:
         spent = {"turns": job.progress.turns, "tokens": job.progress.tokens, "cost": job.progress.cost}
         data |= {"words": job.progress.words, "spent": spent}
-    tries = 0 if schedule.came_to_something(job, started, at) else job.tries + 1
-    again_at = schedule.next_attempt(job, how, at, tries)
+    tries, again_at = 0, None
     if job.restart != "no":
-        data["again_at"] = again_at
+        tries = 0 if schedule.came_to_something(job, started, at) else job.tries + 1
+        again_at = data["again_at"] = schedule.next_attempt(job, how, at, tries)
     return Step(
-        replace(job, state=Done(at, started, pid, how, again_at), tries=tries),
+        replace(job, state=Done(at, started, pid, how, again_at=again_at), tries=tries),
         (Notice("job.completed", data),),
         (do.SettleResult(),),
     )
