@@ -7,11 +7,11 @@ the model's turns in it. So it does not matter who asks, how many at once, or wh
     python -m agentd.scripted SCRIPT.json [--port N] [--record FILE [--bodies]]
 
 A script is a list of turns, or ``{"scripts": [{"task": TEXT, "turns": [...], "replies": [...]}, ...]}``: the first
-whose TEXT stands in the first message is taken. A reply ``{"when": TEXT, ...}`` goes before the turns if TEXT stands in the
-last message. A turn or reply may have:
+whose TEXT stands in the first message is taken. A reply ``{"when": TEXT, ...}`` goes before the turns if TEXT stands
+in the last message. A turn or reply may have:
 
 =============  =======================================================================================================
-say            text
+say            text; ``think``: what it thinks before
 calls          ``[{"tool": NAME, "input": {...}}, ...]``
 stop           the reason it stops; by itself ``tool_use`` or ``end_turn``
 usage          what it cost; by itself counted from the bytes
@@ -42,7 +42,7 @@ Event = dict[str, Any]
 FAULTS = {
     "429": "rate limited; `retry_after`: seconds, or null for no such header",
     "529": "overloaded; `retry_after` as above",
-    "500": "an internal error (any other status works, too)",
+    "500": "an internal error (any other status works, too; `message`: what it says)",
     "drop": "the connection ends before a byte",
     "cut": "the connection ends after `events` events (3)",
     "malformed": "an event that is no JSON, after `events` events (3)",
@@ -55,6 +55,7 @@ FAULTS = {
 END = {"say": "The script has no more turns. (This is a script, not a model.)"}
 SWALLOWED = re.compile(r"\[the script goes on at turn (\d+)\]")
 PIECE = 24
+BY_ORDER = "by order of the script"
 WORDS = {429: "rate_limit_error", 529: "overloaded_error", 500: "api_error", 401: "authentication_error"}
 
 
@@ -77,9 +78,10 @@ class Script:
         turn = replies[0] if replies else turn_of(script["turns"], number)
         if "fault" in turn:
             with self.lock:
-                self.seen[first, number] += 1
+                task = first.partition("\n")[0]  # later messages can stand in the same one
+                self.seen[task, number] += 1
                 times = turn.get("times", 1)
-                if times and self.seen[first, number] > times:
+                if times and self.seen[task, number] > times:
                     turn = {name: value for name, value in turn.items() if name != "fault"}
         return turn, number
 
@@ -103,6 +105,8 @@ def text_of(message: dict[str, Any]) -> str:
 
 def content_of(turn: Turn, number: int) -> list[dict[str, Any]]:
     blocks: list[dict[str, Any]] = []
+    if turn.get("think"):
+        blocks.append({"type": "thinking", "thinking": turn["think"], "signature": f"signed by the script, {number}"})
     if turn.get("say"):
         blocks.append({"type": "text", "text": turn["say"]})
     for index, call in enumerate(turn.get("calls", [])):
@@ -136,6 +140,11 @@ def block_events(index: int, block: dict[str, Any], fault: str) -> Iterator[Even
     if block["type"] == "text":
         yield {"type": "content_block_start", "index": index, "content_block": {"type": "text", "text": ""}}
         pieces = [("text_delta", "text", piece) for piece in cut_up(block["text"])]
+    elif block["type"] == "thinking":
+        empty = {"type": "thinking", "thinking": "", "signature": ""}
+        yield {"type": "content_block_start", "index": index, "content_block": empty}
+        pieces = [("thinking_delta", "thinking", piece) for piece in cut_up(block["thinking"])]
+        pieces.append(("signature_delta", "signature", block["signature"]))
     else:
         text = json.dumps(block["input"])
         if fault == "max_tokens":
@@ -220,7 +229,7 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             return
         if fault.isdigit():
-            return self.fail(int(fault), "by order of the script", turn.get("retry_after"))
+            return self.fail(int(fault), turn.get("message", BY_ORDER), turn.get("retry_after"))
         self.stream(turn, list(events(turn, number, request.get("model", "?"), len(body))), fault)
 
     def stream(self, turn: Turn, answer: list[Event], fault: str) -> None:
@@ -243,7 +252,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "malformed":
             self.send('event: content_block_delta\ndata: {"type": "content_block_delta", "index"\n\n')
         elif fault == "error":
-            error = {"type": turn.get("error_type", "api_error"), "message": "by order of the script"}
+            error = {"type": turn.get("error_type", "api_error"), "message": BY_ORDER}
             self.send(f"event: error\ndata: {json.dumps({'type': 'error', 'error': error})}\n\n")
         self.wfile.flush()
         self.close_connection = True

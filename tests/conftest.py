@@ -1,10 +1,15 @@
 """What every test gets: a home of its own, and nothing of the developer's."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from runnerlab import Forks, Lab
 
 settings.register_profile("agentd", deadline=None)  # a busy machine is not a failure
 settings.load_profile("agentd")
@@ -33,3 +38,22 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(state))
     monkeypatch.setenv("AGENTD_STATE_DIR", str(state / "agentd"))
     return home
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator["Forks"]:
+    """A warmed process that forks runners of the built-in agent: importing the SDK takes a second."""
+    from runnerlab import Forks
+
+    forks = Forks()
+    yield forks
+    forks.close()
+
+
+@pytest.fixture
+def lab(tmp_path: Path, forks: "Forks") -> Iterator["Lab"]:
+    from runnerlab import Lab
+
+    lab = Lab(tmp_path, forks)
+    yield lab
+    lab.close()

@@ -26,9 +26,11 @@ from agentd.config import Config
 from agentd.core import errors, job, machine
 from agentd.daemon.views import job_view
 from agentd.protocol import METHODS
+from agentd.runners.conversation import ARROWS
 
 ROOT = Path(__file__).resolve().parent.parent
-MAN = ("agentd.1", "agentd.toml.5", "agentd-protocol.7")
+MAN = ("agentd.1", "agentd.toml.5", "agentd-protocol.7", "agentd-transcript.5")
+TRANSCRIPT = "agentd-transcript.5"
 PROTOCOL = "agentd-protocol.7"
 MORE = "..."
 FLAG = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
@@ -351,3 +353,33 @@ def take(received: list[str], wanted: Any) -> Any:
         if "id" not in wanted and got.get("params", {}).get("seq") == wanted["params"]["seq"]:
             return got
     raise AssertionError(f"nothing of the kind came: {wanted}")
+
+
+# --- agentd-transcript(5) -----------------------------------------------------------------------------------
+
+
+def written_records() -> dict[str, set[str]]:
+    """Type of record -> the members that it is written with by name, in any place of the runners."""
+    found: dict[str, set[str]] = {}
+    for file in sorted((ROOT / "agentd" / "runners").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("write", "wait_for") and node.args:
+                kind = node.args[0]
+                if isinstance(kind, ast.Constant) and isinstance(kind.value, str):
+                    name = "waiting" if getattr(node.func, "attr", "") == "wait_for" else kind.value
+                    found.setdefault(name, set()).update(word.arg for word in node.keywords if word.arg)
+    return found
+
+
+def test_the_records_are_those_of_the_manual() -> None:
+    heads = [term.removeprefix(".B ") for term in terms(part(TRANSCRIPT, "RECORDS"))]
+    assert sorted(heads) == sorted(written_records())
+    assert set(ARROWS) <= set(heads)
+
+
+@pytest.mark.parametrize("kind", sorted(written_records()))
+def test_the_members_of_a_record_are_those_of_the_manual(kind: str) -> None:
+    after = part(TRANSCRIPT, "RECORDS").partition(f".TP\n{kind}\n")[2]
+    told = re.split(r"^\.(?:TP|SS)", after, maxsplit=1, flags=re.MULTILINE)[0]
+    missing = {member for member in written_records()[kind] if not re.search(rf"\b{member}\b", told)}
+    assert missing == set()

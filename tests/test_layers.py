@@ -28,6 +28,8 @@ RINGS: dict[str, set[str]] = {
     "git": {"core", "process", "paths"},
     "jobdir": {"core", "process", "paths"},
     "agents": {"core", "process", "paths"},
+    # a script in place of a model, for tests and demonstrations: it must not know whom it serves
+    "scripted": set(),
     # small processes that outlive the daemon; a zygote forks keepers, and loads runners by the dotted name
     # in the spec
     "budget": set(),
@@ -63,6 +65,10 @@ CLOCKS_AND_IO = {
     *{"logging", "warnings", "getpass", "pwd", "grp", "platform", "resource", "termios", "tty", "ctypes"},
 }
 CALLS_THAT_DO_IO = {"open", "print", "input", "exec", "eval", "__import__", "breakpoint"}
+
+# The conversation of an agent: what is outside it is passed in. It serves a job in the background and a chat alike.
+CONVERSATION = {f"agentd/runners/{name}.py" for name in ("loop", "conversation", "answers", "parts", "compact")}
+WAITING = {"asyncio"}
 
 # Each of these processes exists once per attempt or once per kind of agent, and must start at once.
 SMALL = {"budget", "keeper", "zygote", "jobdir", "process"}
@@ -136,12 +142,14 @@ def violations(path: str, source: str) -> Iterator[str]:
                 yield f"{here}: imports {module}, but {ring} may import only: {allowed}"
         elif ring == "core" and top in CLOCKS_AND_IO:
             yield f"{here}: imports {module}, but core is pure: time and observations come in events"
+        elif path in CONVERSATION and top in (CLOCKS_AND_IO | HEAVY) - WAITING:
+            yield f"{here}: imports {module}, but the conversation does no I/O: it is passed in"
         elif ring in SMALL and top in HEAVY:
             yield f"{here}: imports {module}, but {ring} must stay small: nothing heavy"
-    if ring == "core":
+    if ring == "core" or path in CONVERSATION:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", None) in CALLS_THAT_DO_IO:
-                yield f"{path}:{node.lineno}: calls {ast.unparse(node.func)}(), but core is pure: no I/O"
+                yield f"{path}:{node.lineno}: calls {ast.unparse(node.func)}(), but does no I/O"
 
 
 def test_every_module_keeps_to_its_ring() -> None:
@@ -188,6 +196,11 @@ def test_daemon_and_cli_never_meet() -> None:
         ("agentd/cli/ps.py", "from agentd.daemon import main", "cli/ps.py:1: imports agentd.daemon"),
         ("agentd/daemon/main.py", "from agentd.cli import render", "main.py:1: imports agentd.cli"),
         ("agentd/daemon/main.py", "from agentd import Client", "imports agentd.client, but daemon"),
+        ("agentd/runners/loop.py", "import time", "but the conversation does no I/O: it is passed in"),
+        ("agentd/runners/compact.py", "import anthropic", "compact.py:1: imports anthropic, but the conversation"),
+        ("agentd/runners/loop.py", "print('x')", "loop.py:1: calls print(), but does no I/O"),
+        ("agentd/runners/model.py", "from agentd.store import Store", "but runners may import only: client, core,"),
+        ("agentd/scripted.py", "from agentd import jobdir", "but scripted may import only: nothing of ours"),
         ("agentd/utils.py", "", "agentd/utils.py:1: agentd.utils is in no ring: say in the table"),
         ("agentd/cli/ps.py", "import agentd.helpers", "ps.py:1: agentd.helpers is in no ring"),
     ],
@@ -206,6 +219,8 @@ def test_a_violation_is_told_with_its_place_and_rule(path: str, source: str, tol
         ("agentd/cli/daemon.py", "from . import render\nfrom agentd.client import Client"),
         ("agentd/cli/__init__.py", "from .ps import ps\nfrom importlib import import_module"),
         ("agentd/daemon/__main__.py", "from agentd.daemon.main import main\nimport asyncio"),
+        ("agentd/runners/loop.py", "import asyncio\nfrom . import compact"),
+        ("agentd/runners/model.py", "import anthropic, os\nfrom agentd import jobdir, process"),
         ("agentd/zygote.py", "import importlib\ndef load(name):\n    return importlib.import_module(name)"),
     ],
 )

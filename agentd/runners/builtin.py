@@ -13,8 +13,10 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Coroutine
 from typing import Any
+from urllib.parse import urlsplit
 
 from agentd import __version__, jobdir
 from agentd.jobdir import Record
@@ -52,6 +54,9 @@ def main(path: str, spec: Record) -> int:
         return asyncio.run(run(path, spec))
     except (Unable, transcript.Damaged, OSError) as error:
         say(str(error))
+        return CANNOT
+    except Exception:
+        traceback.print_exc()
         return CANNOT
 
 
@@ -94,7 +99,8 @@ async def converse(path: str, spec: Record) -> int:
             for line in transcript.read(file):
                 state.apply(line)
         key, environment = take_key(profile, dict(os.environ))
-        worktree = Worktree(spec["worktree"])
+        check_endpoint(profile)
+        worktree = enter(spec["worktree"])
         inbox = Inbox(path, [os.path.dirname(file) for file in files])
         model = Model(profile, key)
         gate = Gate(path, spec.get("limits_asked", True))
@@ -103,12 +109,14 @@ async def converse(path: str, spec: Record) -> int:
         loop.tools = Toolbox(world, profile.get("tools"))
         loop.write("start", **start(spec, state, loop.tools.schema, worktree))
         return told(await loop.run())
-    except (Unable, transcript.Damaged, OSError) as error:
-        record.write("end", outcome="failed", code=CANNOT, text=str(error))
+    except Exception as error:
+        is_ours = not isinstance(error, Unable | transcript.Damaged | OSError)
+        text = f"a fault of agentd's own: {error!r}" if is_ours else str(error)
+        record.write("end", outcome="failed", code=CANNOT, text=text)
         raise
     finally:
         if world is not None:
-            await world.close()
+            await world.close(ends_commands=not spec.get("kept", True))
         if inbox is not None:
             inbox.close()
         if model is not None:
@@ -164,6 +172,27 @@ def take_key(profile: dict[str, Any], environment: dict[str, str]) -> tuple[str,
     return key, environment_for_tools(environment, name)
 
 
+def check_endpoint(profile: dict[str, Any]) -> None:
+    """A server that cannot be reached may come back; an address that is none never will."""
+    endpoint = profile.get("endpoint") or os.environ.get("ANTHROPIC_BASE_URL")
+    if not endpoint:
+        return
+    try:
+        parts = urlsplit(endpoint)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise Unable(f"cannot ask the model: its endpoint {endpoint!r} is no address such as https://host")
+
+
+def enter(path: str) -> Worktree:
+    try:
+        return Worktree(path)
+    except OSError as error:
+        raise Unable(f"cannot work in {path}: {error.strerror}") from None
+
+
 def told(ended: Ended) -> int:
     if ended.outcome != "done":
         say(f"{ended.outcome}: {ended}")
@@ -183,4 +212,4 @@ if __name__ == "__main__":
     if found is None:
         sys.exit(f"cannot run the attempt: there is no readable spec.json in {folder}")
     os.chdir(found["worktree"])
-    sys.exit(main(folder, found))
+    sys.exit(main(folder, {**found, "kept": False}))

@@ -56,7 +56,9 @@ class Conversation:
     # --- what is owed ---------------------------------------------------------------------------------------
 
     def is_models_turn(self) -> bool:
-        return not self.calls and bool(self.messages) and self.messages[-1]["role"] == "user"
+        if self.calls or not self.messages:
+            return False
+        return self.messages[-1]["role"] == "user" or self.stop == "pause_turn"
 
     def was_killed_in(self) -> list[Call]:
         """Calls that were begun by a process that is gone. A question is not among them: asking has no effect."""
@@ -73,6 +75,7 @@ class Conversation:
 
     def on_start(self, record: Record) -> None:
         self.end = None
+        self.stumbles = 0
         self.system = record["system"]
         if not self.messages:
             self.task = record["task"]

@@ -8,7 +8,7 @@ from typing import Any
 from agentd import jobdir
 
 SOCKET = "keeper.sock"
-FIRST_WAIT, LONGEST_WAIT = 0.02, 1.0
+FIRST_WAIT, LONGEST_WAIT = 1 / 64, 1.0
 
 
 class Gate:

@@ -22,6 +22,7 @@ KINDS = ("message", "answer", "interrupt")
 class Inbox:
     def __init__(self, path: str, folders: list[str]) -> None:
         """``folders``: those of the attempts that this one goes on from, and its own, ``path``."""
+        self.own = f"{path}/{NAME}"
         self.offsets = {f"{folder}/{NAME}": 0 for folder in folders}
         self.event = asyncio.Event()
         self.loop = asyncio.get_running_loop()
@@ -36,7 +37,9 @@ class Inbox:
 
     def look(self) -> Iterator[Record]:
         """What has been sent since the last look."""
-        for file, offset in self.offsets.items():
+        for file, offset in list(self.offsets.items()):
+            if file != self.own:
+                del self.offsets[file]  # that attempt is dead: nothing is sent to it any more
             try:
                 fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
@@ -46,7 +49,7 @@ class Inbox:
                 for line in data:
                     if not line.endswith(b"\n"):
                         break  # it is being written, and a nudge follows
-                    self.offsets[file] += len(line)
+                    self.offsets[file] = offset = offset + len(line)
                     sent = understood(line)
                     if sent is None:
                         print(f"agentd: left out a line of {NAME} that is no input: {line[:100]!r}", file=sys.stderr)

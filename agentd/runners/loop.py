@@ -22,6 +22,7 @@ from .parts import Gate, Inbox, Model, Parking, Tools, Transcript
 T = TypeVar("T")
 MOST_STUMBLES = 5
 """So many useless answers in a row are no accident: the run ends before more is spent."""
+AFTER_STUMBLE = 0.25
 
 
 class Ended(Exception):
@@ -57,6 +58,7 @@ class Loop:
         self.call: Call | None = None
         self.refusals = 0
         self.parked_until = 0.0
+        self.is_parked = False
         self.is_resumed = conversation.turns > 0
 
     async def run(self) -> Ended:
@@ -67,7 +69,6 @@ class Loop:
                 await self.step()
         except Ended as ended:
             self.write("end", outcome=ended.outcome, code=ended.code, text=str(ended))
-            self.transcript.sync()
             self.gate.tell("end")
             return ended
 
@@ -83,7 +84,7 @@ class Loop:
         elif state.stop in ("max_tokens", "model_context_window_exceeded"):
             if state.stumbles >= MOST_STUMBLES:
                 raise Ended(
-                    1, "failed", f"the answer was cut off at its limit of tokens {state.stumbles} times in a row"
+                    1, "failed", f"the answer was cut off at the limit of tokens {state.stumbles} times in a row"
                 )
             self.write("user", text=conversation.CUT_OFF)
         elif state.stop == "refusal":
@@ -91,7 +92,7 @@ class Loop:
         else:
             raise Ended(0, "done", state.last_text())
 
-    def write(self, kind: str, **fields: object) -> Record:
+    def write(self, kind: str, /, **fields: object) -> Record:
         record = self.transcript.write(kind, **fields)
         self.conversation.apply(record)
         return record
@@ -129,9 +130,8 @@ class Loop:
                     return None
             return task.result()
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     # --- tools ----------------------------------------------------------------------------------------------
 
@@ -204,10 +204,13 @@ class Loop:
 
     async def take_turn(self) -> None:
         """One request, and what comes of it. What does not come to an answer is owed again in the next step."""
-        await self.hear()
         if not await self.pass_parking():
             return
+        await self.hear()
         await self.pass_gate()
+        if self.is_interrupted():
+            return
+        self.consume()  # what came while a keeper was waited for
         state = self.conversation
         if compact.is_due(state.tokens, self.context) and len(state.messages) > 1:
             return await self.compact()
@@ -217,10 +220,10 @@ class Loop:
 
     async def hear(self) -> None:
         """All that was sent is in the conversation, and nobody holds the agent back."""
-        self.consume()
         if self.is_resumed:
             self.is_resumed = False
             self.write("user", text=prompt.RESUMED)
+        self.consume()
         if not self.conversation.is_held:
             return
         self.wait_for("interrupted", "interrupted; waiting for a message")
@@ -231,7 +234,9 @@ class Loop:
         self.go_on()
 
     async def pass_gate(self) -> None:
-        answer = await self.gate.ask(self.conversation.turns + 1)
+        answer = await self.unless_interrupted(self.gate.ask(self.conversation.turns + 1))
+        if answer is None:
+            return
         if not answer["go"]:
             raise Ended(0, "stopped", str(answer.get("why") or "a limit is reached"))
         if answer.get("warn"):
@@ -246,12 +251,15 @@ class Loop:
             self.parked_until = until
             self.tell_parked(why or "others with this credential wait")
         await self.unless_interrupted(self.parking.wait(self.parked_until))
-        if not self.is_interrupted():
+        if self.is_interrupted():
+            return False
+        if self.is_parked:
+            self.is_parked = False
             self.go_on()
-            return await self.pass_parking()
-        return False
+        return await self.pass_parking()
 
     def tell_parked(self, why: str) -> None:
+        self.is_parked = True
         self.write("parked", why=why, until=round(self.parked_until, 3))
         self.say(f"parked: {why}")
         self.gate.tell("parked")
@@ -291,7 +299,7 @@ class Loop:
         if count >= MOST_STUMBLES:
             raise Ended(1, "failed", f"no answer could be used, {count} times in a row; the last time: {why}")
         self.say(f"{why}; trying again ({count} of {MOST_STUMBLES - 1})")
-        self.parked_until = self.parking.until(count, None)
+        self.parked_until = self.parking.until(count, first=AFTER_STUMBLE)
 
     def keep(self, answer: Answer) -> None:
         if answer.content:
@@ -316,7 +324,7 @@ class Loop:
         if not summary or answer.stop == "refusal":
             return self.shorten("the model wrote no summary", answer.usage)
         anew = compact.begun_anew(state.task, summary, state.notes, compact.unsaid(state.messages))
-        self.write("compacted", messages=anew, tokens=state.tokens, usage=answer.usage, stop=answer.stop)
+        self.write("compacted", messages=anew, tokens=state.tokens, usage=answer.usage)
         self.transcript.sync()
 
     def shorten(self, why: str, usage: dict[str, Any] | None = None) -> None:

@@ -4,7 +4,6 @@ Of the SDK we use the client, its errors and its decoder of server-sent events. 
 this version does not know go back to the model as they came, and no typed object costs time and memory for each word.
 """
 
-import asyncio
 import json
 import os
 import ssl
@@ -19,12 +18,16 @@ from .answers import Answer, Broken, Busy, Rejected, TooLong
 Block = dict[str, Any]
 READ_TIMEOUT = 600.0
 
-shared_tls: ssl.SSLContext | None = None
-"""Made by :func:`warm` before the fork: reading the system's certificates takes 20 ms and 2 MB."""
+shared_tls: dict[tuple[str | None, ...], ssl.SSLContext] = {}
+"""Made before the fork, by what says which certificates it holds: to read them takes 20 ms and 2 MB."""
 
 
-def make_tls() -> ssl.SSLContext:
-    return httpx2.create_ssl_context()
+def tls() -> ssl.SSLContext:
+    """A job may bring certificates of its own; else it takes the context that is there."""
+    source = (os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+    if source not in shared_tls:
+        shared_tls[source] = httpx2.create_ssl_context()
+    return shared_tls[source]
 
 
 class Model:
@@ -32,10 +35,8 @@ class Model:
 
     def __init__(self, profile: dict[str, Any], key: str, trusts_environment: bool = True) -> None:
         self.profile = profile
-        # A job may bring certificates of its own.
-        own = "SSL_CERT_FILE" in os.environ or "SSL_CERT_DIR" in os.environ
-        tls = make_tls() if own or shared_tls is None else shared_tls
-        http = anthropic.DefaultAsyncHttpxClient(verify=tls, trust_env=trusts_environment)
+        self.key = key
+        http = anthropic.DefaultAsyncHttpxClient(verify=tls(), trust_env=trusts_environment)
         self.client = anthropic.AsyncAnthropic(
             api_key=key,
             base_url=profile.get("endpoint") or None,
@@ -43,6 +44,8 @@ class Model:
             timeout=httpx2.Timeout(READ_TIMEOUT, connect=10.0),
             http_client=http,
         )
+        # Left alone, the SDK starts a thread to find it out: 5 ms, and a thread to the end of the process.
+        self.client._platform = "Linux"
 
     async def close(self) -> None:
         await self.client.close()
@@ -76,11 +79,14 @@ class Model:
                         return reading.whole()
             raise Broken("the connection was cut in the middle of the answer")
         except anthropic.APIStatusError as error:
-            raise judged(error) from error
+            raise judged(error, self.key) from error
         except anthropic.APIConnectionError as error:
             raise Busy(f"cannot reach {self.client.base_url.host}: {reason(error)}") from error
-        except (httpx2.TransportError, asyncio.IncompleteReadError) as error:
-            raise Broken(f"the connection was cut in the middle of the answer ({reason(error)})") from error
+        except anthropic.AnthropicError as error:
+            raise Rejected(reason(error)) from error
+        except httpx2.TransportError as error:
+            why = f"the connection was cut in the middle of the answer ({reason(error)})"
+            raise Broken(why, reading.answer.usage) from error
         except Broken as error:
             error.usage = reading.answer.usage or None
             raise
@@ -121,12 +127,12 @@ class Reading:
         block, delta = self.answer.content[event["index"]], event["delta"]
         match delta["type"]:
             case "text_delta":
-                block["text"] += delta["text"]
+                block["text"] = block.get("text", "") + delta["text"]
                 self.on_text(delta["text"])
             case "input_json_delta":
                 self.pieces.setdefault(event["index"], []).append(delta["partial_json"])
             case "thinking_delta":
-                block["thinking"] += delta["thinking"]
+                block["thinking"] = block.get("thinking", "") + delta["thinking"]
             case "signature_delta":
                 block["signature"] = delta["signature"]
             case "citations_delta":
@@ -148,7 +154,7 @@ class Reading:
 
     def whole(self) -> Answer:
         for index, block in enumerate(self.answer.content):
-            if block["type"] == "tool_use":
+            if block["type"] == "tool_use" or index in self.pieces:
                 self._give_input(index, block)
         # No lone surrogate: a request that held one could not be sent.
         text = json.dumps(self.answer.content, ensure_ascii=False)
@@ -185,9 +191,9 @@ EVENTS = {
 }
 
 
-def judged(error: anthropic.APIStatusError) -> Exception:
+def judged(error: anthropic.APIStatusError, key: str) -> Exception:
     status = error.status_code
-    said = error.api_message or error.message
+    said = (error.api_message or error.message).replace(key, "[key]")  # it is written down
     why = f"{status} {said}"[:500]
     if status in (408, 409, 429) or status >= 500:
         return Busy(why, retry_after(error.response.headers), is_shared=status in (429, 529))

@@ -9,7 +9,7 @@ import os
 import random
 import time
 
-LONGEST = 300.0
+FIRST, LONGEST = 1.0, 300.0
 SLICE = 30.0  # a clock that was set, or a machine that slept, is noticed after so long
 SPREAD = 0.1  # who waited together does not ask together
 
@@ -24,13 +24,16 @@ class Parking:
         try:
             with open(self.path, encoding="utf-8", errors="replace") as file:
                 return parsed(file.read())
-        except FileNotFoundError:
+        except OSError:
             return 0.0, ""
 
     def share(self, until: float, why: str) -> None:
         if self.path is None:
             return
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return  # then each finds it out by itself
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             known, _ = parsed(os.pread(fd, 4096, 0).decode("utf-8", "replace"))
@@ -41,11 +44,11 @@ class Parking:
         finally:
             os.close(fd)
 
-    def until(self, tries: int, after: float | None) -> float:
+    def until(self, tries: int, after: float | None = None, first: float = FIRST) -> float:
         """When to ask again, after so many refusals in a row. ``after``: what the server said."""
-        if after is not None:
-            return time.time() + after * (1 + SPREAD * random.random())
-        wait = min(LONGEST, 2.0 ** (tries - 1))
+        wait = min(LONGEST, first * 2.0 ** min(tries - 1, 20))
+        if after is not None:  # "at once" again and again is no answer
+            return time.time() + max(after, wait / 10) * (1 + SPREAD * random.random())
         return time.time() + wait * (0.5 + random.random() / 2)
 
     def is_over(self, until: float) -> bool:

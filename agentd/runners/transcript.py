@@ -31,11 +31,11 @@ class Transcript:
         self.streamed: list[str] = []
         self.streamed_at = 0.0
 
-    def write(self, kind: str, **fields: object) -> Record:
+    def write(self, kind: str, /, **fields: object) -> Record:
         """Append a record. Returns it as a reader will see it, so that living on and resuming are the same."""
         if kind == "request":
             self.streamed, self.streamed_at = [], time.monotonic()
-        record = {"type": kind, "at": round(time.time(), 3), **fields}
+        record = {"type": kind, "at": round(time.time(), 4), **fields}
         line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
         self._append(line + b"\n")
         return _object(line)

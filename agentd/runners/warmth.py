@@ -23,7 +23,6 @@ ANSWER: list[dict[str, Any]] = [
 
 
 def warm() -> None:
-    model.shared_tls = model.make_tls()
     asyncio.run(one_turn())
 
 

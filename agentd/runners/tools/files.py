@@ -12,7 +12,7 @@ CHUNK = 1 << 16
 
 async def read(world: World, input: dict[str, Any]) -> Result:
     """Lines from ``offset`` (the first is 1) on, as many as fit."""
-    first, count = max(1, input.get("offset", 1)), input.get("limit")
+    first, count = max(1, input.get("offset", 1)), input.get("limit") or None
     with world.worktree.open_file(input["path"]) as fd, os.fdopen(os.dup(fd), "rb") as file:
         size = os.fstat(fd).st_size
         if b"\0" in os.pread(fd, 8192, 0):

@@ -17,6 +17,7 @@ from .results import LIMIT, Bounded
 PIPE_CHUNK = 1 << 16
 DRAIN_PIECES = (1 << 20) // PIPE_CHUNK + 1  # a pipe of the largest size, and one more for its end
 GRACE = 1.0
+PAUSE = 0.2
 
 
 class Program:
@@ -26,7 +27,6 @@ class Program:
         environment: dict[str, str],
         folder: str,
         stdin: int = subprocess.DEVNULL,
-        fds: tuple[int, ...] = (),
         keeps_running: bool = False,
         limit: int = LIMIT,
     ) -> None:
@@ -45,7 +45,8 @@ class Program:
                 stderr=theirs,
                 cwd=folder,
                 env=environment,
-                pass_fds=fds,
+                # What is inheritable is meant to be: the lock that tells that something of the agent lives.
+                close_fds=False,
                 start_new_session=True,
             )
         except BaseException:
@@ -69,20 +70,30 @@ class Program:
     async def kill(self) -> None:
         """End its whole group: TERM, and KILL for who is still there a second later."""
         self._signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(GRACE):
-                await self.exited.wait()
-                await self.silent.wait()
-        except TimeoutError:
+        await self._over(GRACE)
+        if not self.is_over():
             self._signal(signal.SIGKILL)
             await self.exited.wait()
         self._stop_reading()
 
+    async def news(self) -> None:
+        """It is over, or has written something and then paused."""
+        while not self.is_over() and not self.output.total:
+            self.grew.clear()
+            await self.grew.wait()
+        await self._over(PAUSE)
+
     def taken(self, more: str) -> str:
         """What it wrote since this was asked last."""
         text, self.output = self.output.text(more), Bounded()
-        self.grew.clear()
         return text
+
+    async def _over(self, within: float) -> None:
+        # Not asyncio.timeout: in a task that is being cancelled, that of Python 3.11.2 loses its TimeoutError.
+        waits = [asyncio.ensure_future(event.wait()) for event in (self.exited, self.silent)]
+        await asyncio.wait(waits, timeout=within)
+        for wait in waits:
+            wait.cancel()
 
     def _signal(self, number: int) -> None:
         if self.child.returncode is None:  # not reaped: the group is ours

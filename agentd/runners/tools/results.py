@@ -39,15 +39,24 @@ class Bounded:
         while self.tail_size - len(self.tail[0]) >= self.half:
             self.tail_size -= len(self.tail.popleft())
 
+    def data(self) -> bytes:
+        """What is kept; all of it, if less than the limit came."""
+        return bytes(self.head) + b"".join(self.tail)[-self.half :]
+
     def text(self, more: str = "") -> str:
         """``more``: how what was cut out can be seen."""
         tail = b"".join(self.tail)[-self.half :]
         cut = self.total - len(self.head) - len(tail)
         if cut <= 0:
-            return (bytes(self.head) + tail).decode("utf-8", "replace")
-        head = bytes(self.head).decode("utf-8", "ignore")
+            return readable(bytes(self.head) + tail, "replace")
+        head = readable(bytes(self.head), "ignore")
         word = f"[agentd: {cut} of {self.total} bytes cut out here{more and '; ' + more}]"
-        return f"{head}\n{word}\n{tail.decode('utf-8', 'ignore')}"
+        return f"{head}\n{word}\n{readable(tail, 'ignore')}"
+
+
+def readable(data: bytes, errors: str) -> str:
+    """Text that every model server takes: NUL is none."""
+    return data.decode("utf-8", errors).replace("\0", "")
 
 
 def bounded(data: bytes, more: str = "", limit: int = LIMIT) -> str:

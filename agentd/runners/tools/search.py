@@ -8,7 +8,7 @@ import subprocess
 from typing import Any
 
 from .program import Program
-from .results import LIMIT, Result, ToolError
+from .results import LIMIT, Bounded, Result, ToolError
 from .worktree import FOLDER
 from .world import World
 
@@ -37,7 +37,8 @@ async def files(world: World) -> list[str]:
     output = await output_of(world, argv, world.worktree.root, limit=64 << 20)
     if output is None:
         return await walked(world)
-    return [name for name in output.split("\0") if name and exists(world, name)]
+    names = output.data().decode("utf-8", "surrogateescape").split("\0")
+    return [name for name in names if name and exists(world, name)]
 
 
 def exists(world: World, name: str) -> bool:
@@ -98,7 +99,7 @@ async def grep(world: World, input: dict[str, Any]) -> Result:
     if output is None:
         raise ToolError(f"cannot search for {input['pattern']!r}: {await complaint(world, input)}")
     prefix = "" if path == "." else path.rstrip("/") + "/"
-    lines = [prefix + line.removeprefix("./") for line in output.splitlines()]
+    lines = [prefix + line.removeprefix("./") for line in output.text(LESS).splitlines()]
     return Result("\n".join(lines) or "no match")
 
 
@@ -107,7 +108,7 @@ async def grep_file(world: World, input: dict[str, Any], path: str) -> Result:
         output = await output_of(world, command(input, "-"), world.worktree.root, stdin=fd, answers=(0, 1))
     if output is None:
         raise ToolError(f"cannot search for {input['pattern']!r}: {await complaint(world, input)}")
-    return Result(output.rstrip("\n") or "no match")
+    return Result(output.text(LESS).rstrip("\n") or "no match")
 
 
 async def complaint(world: World, input: dict[str, Any]) -> str:
@@ -137,7 +138,7 @@ async def output_of(
     stdin: int = subprocess.DEVNULL,
     limit: int = LIMIT,
     answers: tuple[int, ...] = (0,),
-) -> str | None:
+) -> Bounded | None:
     """What a program writes, run in an opened folder; None if it fails or takes too long."""
     try:
         program = Program(argv, world.shell.environment, f"/proc/self/fd/{folder}", stdin=stdin, limit=limit)
@@ -151,4 +152,4 @@ async def output_of(
         if isinstance(error, asyncio.CancelledError):
             raise
         return None
-    return program.taken(LESS) if program.code in answers else None
+    return program.output if program.code in answers else None

@@ -6,6 +6,7 @@ foreground command leaves running, and one that meets its time limit, goes on in
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,8 +59,7 @@ class Shell:
             script = SCRIPT.format(command=given, state=state, trap=trap)
             argv = ["bash", "--noprofile", "--norc", "-c", script]
             try:
-                fds = (given, state) if in_background else (given, state, saved)
-                program = Program(argv, self.environment, self.folder, fds=fds, keeps_running=True)
+                program = Program(argv, self.environment, self.folder, keeps_running=True)
             except FileNotFoundError:
                 raise ToolError("cannot run a command: there is no bash on this machine, or no worktree") from None
             if in_background:
@@ -70,6 +70,7 @@ class Shell:
             except TimeoutError:
                 return self._moved(program, timeout)
             except asyncio.CancelledError:
+                uncancel()
                 await program.kill()
                 return Result(f"{program.taken(CUT)}\n[agentd: interrupted; the command was ended]", True)
             self.state = os.pread(saved, MAX_STATE, 0) or self.state
@@ -83,11 +84,9 @@ class Shell:
             raise ToolError(f"there is no background command {id} (running: {known})")
         if kill:
             await program.kill()
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                await program.grew.wait()
-        except TimeoutError:
-            pass
+                await program.news()
         text = program.taken(CUT)
         if not program.is_over():
             return Result(f"{text}\n[agentd: {id} is still running]")
@@ -120,6 +119,13 @@ class Shell:
         return f"b{self.count}"
 
 
+def uncancel() -> None:
+    """The cancellation ends here: what the command wrote until then is worth telling."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.uncancel()
+
+
 def ending(program: Program) -> str:
     code = program.code or 0
     return f"ended by signal {-code}" if code < 0 else f"exit code {code}"
@@ -128,7 +134,7 @@ def ending(program: Program) -> str:
 @contextmanager
 def memory(data: bytes) -> Iterator[int]:
     """A file in memory: commands and the shell's state are in no argv, no environment and on no disk."""
-    fd = os.memfd_create("agentd", os.MFD_CLOEXEC)
+    fd = os.memfd_create("agentd", 0)
     try:
         view = memoryview(data)
         while view:

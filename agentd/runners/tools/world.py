@@ -14,6 +14,8 @@ class World:
     ask: Callable[[str, list[str]], Awaitable[str]]
     note: Callable[[str], None]
 
-    async def close(self) -> None:
-        await self.shell.close()
+    async def close(self, ends_commands: bool) -> None:
+        """What runs in the background is the keeper's to end, who tells of it and knows what is meant to stay."""
+        if ends_commands:
+            await self.shell.close()
         self.worktree.close()
