@@ -241,7 +241,7 @@ def outcome(exit: dict[str, object], end: dict[str, object]) -> Ended:
         return _ended(TIMED_OUT, code, signal, str(limit or "timeout"), common)
     if exit.get("oom"):
         return _ended(FAILED, code, signal, "out of memory", common)
-    return _ended(SUCCEEDED if code == 0 else FAILED, code, signal, None, common)
+    return _ended(SUCCEEDED if code == 0 and signal is None else FAILED, code, signal, None, common)
 
 
 def _ended(name: str, code: int | None, signal: int | None, reason: str | None, common: dict[str, object]) -> Ended:
