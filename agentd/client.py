@@ -193,7 +193,7 @@ class Client:
         cursor = since
         while True:
             try:
-                link = Client(self.state_dir, self.start, self.owner)
+                link = Client(None if self.narrow else self.state_dir, self.start, self.owner)
                 with link:
                     yield from link._events_once(name, cursor, mine, follow, self._note_cursor)
                     return

@@ -231,6 +231,18 @@ def test_stop_says_how_many_jobs_go_on_or_were_ended(agentd: Shell) -> None:
     assert agentd.json("daemon", "stop", "--json") == {"stopped": False, "jobs": 0, "killed": 0}
 
 
+def test_a_job_is_told_which_verbs_it_has(agentd: Shell) -> None:
+    agentd_inside = f"{sys.executable} -m agentd"
+    script = "; ".join(f"{agentd_inside} {words}" for words in ("kill 1", "events", "daemon stop", "restart 1"))
+    said = agentd("run", "sh", "-c", script)
+    rest = "is not allowed inside a job; delegate, run, ps, jobs, logs, wait and inspect are"
+    assert said.err.splitlines() == [
+        f"agentd: agentd {verb} {rest}" for verb in ("kill", "events", "daemon", "restart")
+    ]
+    inside = "{0} run -d true && {0} run true && {0} ps && {0} jobs && {0} logs 3 && {0} inspect 3 && {0} wait 4"
+    assert agentd("run", "sh", "-c", inside.format(agentd_inside)).code == 0
+
+
 # --- logs -----------------------------------------------------------------------------------------------------
 
 

@@ -50,7 +50,7 @@ def guarded(args: Sequence[str]) -> int:
         silence()
         return EXIT_PIPE
     except AgentdError as error:
-        return tell(args, error.message, error.code, error.exit)
+        return tell(args, explained(error, args), error.code, error.exit)
     except Exception as error:
         if os.environ.get("AGENTD_DEBUG") == "1":
             raise
@@ -58,6 +58,16 @@ def guarded(args: Sequence[str]) -> int:
             return tell(args, f"cannot write the output: {error.strerror}", "disk_full", 75)  # type: ignore[attr-defined]
         what = f"agentd failed: {type(error).__name__}: {error}; AGENTD_DEBUG=1 shows where"
         return tell(args, what, "fault", EXIT_FAULT)
+
+
+def explained(error: AgentdError, args: Sequence[str]) -> str:
+    """A job was refused a method, of which it knows nothing: it called a verb."""
+    if not error.message.endswith(" is not allowed for jobs"):
+        return error.message
+    from agentd.cli.verbs import VERBS
+
+    verb = next((word for word in args if word in VERBS), "this")
+    return f"agentd {verb} is not allowed inside a job; delegate, run, ps, jobs, logs, wait and inspect are"
 
 
 def dispatch(args: list[str]) -> int:
