@@ -309,12 +309,18 @@ def test_a_name_that_is_too_long_for_the_system(agentd: Shell) -> None:
     assert agentd("ps", AGENTD_STATE_DIR=place) == (1, "", told)
 
 
+def test_a_command_in_quotes_gets_a_hint(agentd: Shell) -> None:
+    why = "was not started: cannot run echo hi: No such file or directory"
+    hint = "a command is given word by word, as in: agentd run echo hi"
+    assert agentd("run", "echo hi") == (127, "", f"agentd: job 1 (echo-hi) {why}; {hint}\n")
+
+
 # --- jobs and places ------------------------------------------------------------------------------------------
 
 
 def test_the_name_of_a_job_in_the_trash_is_free(agentd: Shell) -> None:
     agentd("run", "--name", "same", "true")
-    agentd.ok("rm", "same")
+    assert agentd("rm", "same", "same") == (0, "1\n", "")
     assert agentd("run", "-d", "--name", "same", "true").out == "2\n"
     said = agentd("undo", "1")
     assert said.code == 1 and said.err.startswith('agentd: cannot put job 1 back: the name "same" is taken by job 2')

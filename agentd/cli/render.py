@@ -148,7 +148,7 @@ def outcome_sentence(job: View) -> str | None:
     reason = one_line(job["reason"] or "", 300)
     match job["outcome"]:
         case "unstarted":
-            return f"{head} was not started: {reason}"
+            return f"{head} was not started: {reason}{quotes_hint(job['argv'])}"
         case "timed_out":
             return f"{head} met its time limit ({reason})"
         case "limited":
@@ -162,6 +162,13 @@ def outcome_sentence(job: View) -> str | None:
         case "failed" if reason:
             return f"{head} failed: {reason}"
     return None
+
+
+def quotes_hint(argv: Sequence[str]) -> str:
+    """For who put a whole command between quotes."""
+    if len(argv) != 1 or " " not in argv[0].strip():
+        return ""
+    return f"; a command is given word by word, as in: agentd run {one_line(argv[0], 200)}"
 
 
 def base_sentence(answer: View, with_changes: bool) -> str:
