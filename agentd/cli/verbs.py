@@ -78,7 +78,8 @@ class LazyGroup(TyperGroup):
         if word not in self.table():
             import difflib
 
-            close = ELSEWHERE.get(word) or "".join(difflib.get_close_matches(word, self.table(), n=1, cutoff=0.5))
+            known = ELSEWHERE.get(word) if self.table() is VERBS else None
+            close = known or "".join(difflib.get_close_matches(word, self.table(), n=1, cutoff=0.5))
             hint = f"did you mean {close}?" if close else f"agentd {self.name_in_path()}--help lists them"
             raise Usage(f'there is no verb "{one_line(word, 80)}"; {hint}', "no_such_verb")
         return super().resolve_command(ctx, args)
@@ -205,7 +206,7 @@ def sentence(error: TyperException, args: Sequence[str]) -> str:
         wrong = f"{path.rpartition(' ')[2]} what? There is {', '.join(DAEMON_VERBS)}"
     elif said.startswith("Missing argument"):
         wrong = f"{path.rpartition(' ')[2]} what? Name a job; agentd ps --all lists them"
-    elif extra := re.match(r"Got unexpected extra argument\(s\) \((.*)\)", said):
+    elif extra := re.match(r"Got unexpected extra argument(?:s|\(s\))? \((.*)\)", said):
         wrong = f'what is "{one_line(extra[1], 80)}"? {path} takes fewer words'
     else:
         wrong = said[:1].lower() + said[1:]
