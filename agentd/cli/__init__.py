@@ -55,6 +55,7 @@ def guarded(args: Sequence[str]) -> int:
         if os.environ.get("AGENTD_DEBUG") == "1":
             raise
         if is_disk_full(error):
+            silence()  # else Python tries once more at its end, and complains
             return tell(args, f"cannot write the output: {error.strerror}", "disk_full", 75)  # type: ignore[attr-defined]
         what = f"agentd failed: {type(error).__name__}: {error}; AGENTD_DEBUG=1 shows where"
         return tell(args, what, "fault", EXIT_FAULT)
