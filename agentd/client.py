@@ -25,6 +25,7 @@ from agentd import __version__, jobdir, paths
 from agentd.core.errors import AgentdError, Fault, NotNow, Refused, Usage
 
 PROTOCOL = 1
+MAX_MESSAGE = 1 << 20  # as in protocol.py, which takes long to import
 START_S = 30.0
 Job = dict[str, Any]
 Ref = int | str
@@ -32,6 +33,17 @@ Ref = int | str
 
 class ConnectionLost(Exception):
     """The daemon went away in the middle."""
+
+
+def own_state_dir() -> str:
+    try:
+        return paths.state_dir()
+    except LookupError:
+        what = "cannot tell where your home is: HOME is not set; set it, or AGENTD_STATE_DIR"
+        raise Refused(what, "no_home") from None
+    except FileNotFoundError:
+        what = "the state folder is relative to the current one, which has been removed; set AGENTD_STATE_DIR"
+        raise Refused(what, "no_folder") from None
 
 
 def default_owner() -> str:
@@ -55,7 +67,7 @@ class Client:
             # jobs/<id>/<attempt>/agent.sock lies in the state folder of the daemon that runs this job.
             self.state_dir = os.path.abspath(os.path.join(os.path.dirname(self.narrow), "../../.."))
         else:
-            self.state_dir = os.path.abspath(state_dir) if state_dir else paths.state_dir()
+            self.state_dir = os.path.abspath(state_dir) if state_dir else own_state_dir()
         self.start = start
         self.owner = owner if owner is not None else default_owner()
         self.link: socket.socket | None = None
@@ -181,7 +193,7 @@ class Client:
         cursor = since
         while True:
             try:
-                link = Client(self.state_dir, self.start, self.owner)
+                link = Client(None if self.narrow else self.state_dir, self.start, self.owner)
                 with link:
                     yield from link._events_once(name, cursor, mine, follow, self._note_cursor)
                     return
@@ -207,7 +219,7 @@ class Client:
                 yield event
             elif message.get("method") == "lagged":
                 raise ConnectionLost
-            elif message.get("id") == number:
+            elif is_answer(message, number):
                 if "error" in message:
                     raise raised(message["error"])
                 note(message["result"]["cursor"])
@@ -234,7 +246,7 @@ class Client:
         number = self.number
         while True:
             message = self._receive()
-            if message.get("id") != number or "method" in message:
+            if not is_answer(message, number):
                 continue
             if "error" in message:
                 raise raised(message["error"])
@@ -250,6 +262,9 @@ class Client:
             data = json.dumps(message).encode() + b"\n"
         except (UnicodeEncodeError, ValueError) as error:
             raise Usage(f"cannot send the request: {error}", "bad_request") from None
+        if len(data) - 1 > MAX_MESSAGE:
+            what = f"cannot send the request: message larger than {MAX_MESSAGE} bytes"
+            raise Usage(f"{what}; shorten the command, the task or the environment", "bad_request")
         try:
             link.sendall(data)
         except OSError:
@@ -303,7 +318,13 @@ class Client:
                 )
 
     def _reach(self) -> socket.socket | None:
-        record = jobdir.read(self.state_dir, "daemon.json")
+        try:
+            record = jobdir.read(self.state_dir, "daemon.json")
+        except OSError as error:
+            what = (
+                f"cannot read {self.state_dir}/daemon.json: {error.strerror}; set AGENTD_STATE_DIR to a folder of yours"
+            )
+            raise Refused(what, "state_not_readable") from None
         if record is None:
             return None
         try:
@@ -352,11 +373,13 @@ def start_daemon(state_dir: str) -> bool:
         os.makedirs(state_dir, 0o700, exist_ok=True)
         log = os.open(f"{state_dir}/daemon.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise Refused(f"cannot keep state in {state_dir}: {error.strerror}", "state_not_writable") from None
+        what = f"cannot keep state in {state_dir}: {error.strerror}; set AGENTD_STATE_DIR to a folder of yours"
+        raise Refused(what, "state_not_writable") from None
     ready, theirs = os.pipe()
     said_before = os.fstat(log).st_size
     command = [sys.executable, "-P", "-m", "agentd.daemon", state_dir, str(theirs)]
     environment = {n: v for n, v in os.environ.items() if n not in ("AGENTD_JOB", "AGENTD_NONCE", "AGENTD_SOCKET")}
+    environment["PYTHONUTF8"] = "1"  # to it and its zygotes words are bytes, whatever our character set
     try:
         child = subprocess.Popen(
             command,
@@ -405,6 +428,11 @@ def is_newer(ours: str, theirs: str) -> bool:
         return [int(word) for word in version.split(".") if word.isdigit()]
 
     return parts(ours) > parts(theirs)
+
+
+def is_answer(message: dict[str, Any], number: int) -> bool:
+    """To the one question that is asked. Its number is missing where the daemon could not read it."""
+    return "method" not in message and message.get("id") in (number, None)
 
 
 def raised(error: dict[str, Any]) -> AgentdError:

@@ -80,12 +80,9 @@ class Methods:
 
     async def do_jobs_list(self, connection: Connection, ask: protocol.ListJobs) -> dict[str, Any]:
         pool = self.engine.jobs if ask.all else self.engine.jobs.live
-        found = [
-            job
-            for job in self.visible(connection, pool)
-            if isinstance(job.shelf, Kept) and (ask.owner is None or job.owner == ask.owner)
-        ]
-        return {"jobs": [job_view(job) for job in sorted(found, key=lambda job: job.id)]}
+        found = [job for job in self.visible(connection, pool) if is_listed(job, ask)]
+        ended = [job for job in self.visible(connection, self.engine.jobs) if job.is_done and is_listed(job, ask)]
+        return {"jobs": [job_view(job) for job in sorted(found, key=lambda job: job.id)], "ended": len(ended)}
 
     def visible(self, connection: Connection, pool: dict[int, Job]) -> list[Job]:
         """All jobs; through a job's own socket itself and what descends from it."""
@@ -151,7 +148,7 @@ class Methods:
         if ask.key:
             known = self.engine.jobs.by_key.get(ask.key)
             if known is not None:
-                return {"job": job_view(self.engine.jobs[known]), "excluded": None, "base_ref": None}
+                return {"job": job_view(self.engine.jobs[known]), "excluded": None, "base_ref": None, "snapshot": None}
         parent = self.engine.jobs.get(connection.job) if connection.job is not None else None
         if ask.name is not None:
             names.check_name(ask.name)
@@ -186,7 +183,7 @@ class Methods:
             if holder is not None:
                 raise Refused(
                     f'the name "{name}" is taken by job {holder.id} ({state_name(holder.state)});'
-                    f" choose another, or: agentd rm {holder.id}",
+                    f" choose another, or: agentd rm {'' if holder.is_done else '-f '}{holder.id}",
                     "name_taken",
                 )
             if name in self.names_in_use:
@@ -203,7 +200,7 @@ class Methods:
         parent: Job | None,
         depth: int,
     ) -> dict[str, Any]:
-        settled, dirt = None, None
+        settled, dirt, taken = None, None, None
         if not ask.in_place:
             dirt = asyncio.ensure_future(self.performer.in_thread(look_for_dirt, ask.cwd, ask.with_changes))
             settled = await self.performer.in_prompt_thread(repository.settle, ask.cwd, ask.base)
@@ -257,7 +254,8 @@ class Methods:
         await self.engine.add(job, [Notice("job.created", created), Notice("job.queued", {})])
         view = job_view(self.engine.jobs[id])
         excluded = await ready_in_time(dirt) if dirt is not None else None
-        return {"job": view, "excluded": excluded, "base_ref": settled.ref if settled is not None else None}
+        base_ref = settled.ref if settled is not None else None
+        return {"job": view, "excluded": excluded, "base_ref": base_ref, "snapshot": taken}
 
     def split_environment(self, ask: protocol.Delegate) -> tuple[dict[str, str], dict[str, str]]:
         """What may be written down, and what travels in memory only."""
@@ -553,8 +551,8 @@ class Methods:
         return {"cgroup": self.performer.cgroup, "trouble": self.engine.store.trouble}
 
     async def do_daemon_stop(self, connection: Connection, ask: protocol.StopDaemon) -> dict[str, Any]:
+        ids = list(self.engine.jobs.live) if ask.kill_jobs else []
         if ask.kill_jobs:
-            ids = list(self.engine.jobs.live)
             for id in ids:
                 with contextlib.suppress(AgentdError):
                     await self.engine.apply(id, on.KillAsked(time.time(), "daemon stop", ladder(None, None)))
@@ -563,7 +561,7 @@ class Methods:
         if not ask.handover:
             connection.server.say_stopping()
         asyncio.get_running_loop().call_soon(self.stop)
-        return {"jobs": len(self.engine.jobs.live)}
+        return {"jobs": len(self.engine.jobs.live), "killed": sum(self.engine.jobs[id].is_done for id in ids)}
 
 
 # --- small things -------------------------------------------------------------------------------------------
@@ -583,6 +581,13 @@ def check_words(argv: tuple[str, ...], ask: protocol.Delegate) -> None:
     for limit in (ask.timeout, ask.idle_timeout):
         if limit is not None and not 0 < limit < 1e9:
             raise Usage("a time limit must be more than 0 seconds", "bad_time")
+    for size in (ask.memory, ask.processes, ask.log_max):
+        if size is not None and size < 0:
+            raise Usage("a limit must not be negative", "bad_size")
+
+
+def is_listed(job: Job, ask: protocol.ListJobs) -> bool:
+    return isinstance(job.shelf, Kept) and (ask.owner is None or job.owner == ask.owner)
 
 
 def is_reader_name(name: str) -> bool:
@@ -601,9 +606,9 @@ def signal_name(text: str) -> str:
     """``TERM`` of ``TERM``, ``sigterm`` or ``15``."""
     word = text.upper().removeprefix("SIG")
     try:
-        number = signal.Signals(int(word)) if word.isdigit() else signal.Signals[f"SIG{word}"]
+        number = signal.Signals(int(word)) if word.isascii() and word.isdigit() else signal.Signals[f"SIG{word}"]
     except (ValueError, KeyError):
-        raise Usage(f'there is no signal "{names.escaped(text)}"', "bad_signal") from None
+        raise Usage(f'there is no signal "{names.escaped(text)}"; agentd kill -l lists them', "bad_signal") from None
     return number.name.removeprefix("SIG")
 
 
