@@ -92,7 +92,7 @@ class Keeper:
         self.swept: dict[int, Record] = {}
         self.unkillable = False
         self.hidden_since: float | None = None
-        self.blocked = False
+        self.blocked: set[str] = set()  # streams whose bytes wait for room on the disk
         self.fifos: dict[str, int] = {}
         self.is_log_whole = True
         self.untold = ""
@@ -724,14 +724,15 @@ class Keeper:
             if not jobdir.is_full(error):
                 raise
             if not self.blocked:
-                self.blocked = True
                 self.nudge("log_blocked")
+            self.blocked.add(stream)
             self.unwatch(self.fifos[stream])
             self.timers.setdefault("unblock", process.boottime() + 0.2)
             return False
-        if self.blocked:
-            self.blocked = False
-            self.nudge("log_unblocked")
+        if stream in self.blocked:
+            self.blocked.remove(stream)
+            if not self.blocked:
+                self.nudge("log_unblocked")
         return True
 
     def on_timer_unblock(self) -> None:
