@@ -210,7 +210,6 @@ class Keeper:
                 os.close(fd)
         if cgroup and not process.cgroup_join(cgroup, pid):
             cgroup = None
-        jobdir.remove_quietly(f"{self.path}/noexec-{pid}.json")  # of a fork that had this number before
         who = process.identity(pid)
         self.agent = {
             "format": 1,
@@ -1056,6 +1055,7 @@ def become_agent(path: str, spec: Record, fds: dict[str, int], life: int, go: in
     what, note = "set up", f"noexec-{os.getpid()}.json"
     process.set_name(f"agentd-agent {spec['job']}.{spec['attempt']}")
     try:
+        jobdir.remove_quietly(f"{path}/{note}")  # of a fork that had this number before
         os.setsid()
         restore_signals()
         environment = dict(spec["env"])

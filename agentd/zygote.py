@@ -358,7 +358,7 @@ class Zygote:
     def on_leader_dead(self, pid: int, dead: os.waitid_result) -> None:
         path = self.leaders[pid]
         agent = jobdir.read(path, "agent.json")
-        if agent is not None and jobdir.noexec(path, agent) is None:
+        if agent is not None and agent["agent"]["pid"] == pid and jobdir.noexec(path, agent) is None:
             record = keeper.exit_record(dead.si_code, dead.si_status)
             cgroup = agent.get("cgroup")
             if cgroup and process.oom_kills(cgroup):

@@ -149,7 +149,7 @@ def test_f47_holder_of_the_repository_mutex_killed(tmp_path: Path, way: str) -> 
         assert not can_take(repo)
         holder.kill()
         holder.wait()
-        assert state_of(child) == "S"
+        until(lambda: state_of(child) == "S")
         assert can_take(repo) == (way == "plain")
         os.kill(child, signal.SIGKILL)
         until(lambda: can_take(repo), 5.0)
