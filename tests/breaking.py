@@ -47,6 +47,13 @@ def fill(place: Path) -> Path:
     return ballast
 
 
+def fill_but(place: Path, room: int) -> Path:
+    """As :func:`fill`, and leaves ``room`` bytes."""
+    ballast = fill(place)
+    os.truncate(ballast, ballast.stat().st_size - room)
+    return ballast
+
+
 @contextlib.contextmanager
 def group(kind: str, **settings: object) -> Iterator[Path]:
     """A version 1 control group (or a version 2 one, kind ``unified``) of this test alone. Needs root."""

@@ -270,8 +270,7 @@ class Scene:
 
 def check_repository(scene: Scene, top: str) -> None:
     """I7: git's list of worktrees is the store's; no lock, no stray branch."""
-    jobs = scene.client.jobs(all=True)
-    until(lambda: all(scene.client.job(job["id"])["job"]["result"] is not None for job in jobs))
+    until(lambda: all(job["result"] is not None for job in scene.client.jobs(all=True)))
     here = [job for job in scene.client.jobs(all=True) if job["worktree"] and os.path.isdir(job["worktree"])]
     listed = gitrepo.run(top, "worktree", "list", "--porcelain").splitlines()
     found = {

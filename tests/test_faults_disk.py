@@ -10,11 +10,12 @@ import sqlite3
 import struct
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import faultlab
 import pytest
-from breaking import fill, needs_root, sh, small_disk
+from breaking import fill, fill_but, needs_root, sh, small_disk
 from faultlab import WAITS, Scene, until
 
 from agentd import follow, jobdir
@@ -32,13 +33,15 @@ def test_f14_disk_full_under_the_logs(tmp_path: Path) -> None:
         ballast = fill(disk)
         (scene.proof / "go").touch()
         until(lambda: bool(scene.events("job.log_blocked")))
+        blocked = time.monotonic()
         assert scene.client.job(id)["job"]["state"] == "running"
         assert not scene.record(id, "exit")
         assert set(scene.log(id)) <= {ord("x")}
+        until(lambda: time.monotonic() > blocked + 1.0)  # it has been looked at again some times
         ballast.unlink()
         scene.wait(id)
         assert scene.log(id) == b"x" * 2_000_000 + b"\n"
-        assert scene.events("job.log_unblocked")
+        assert [event["type"] for event in scene.events("job.log_")] == ["job.log_blocked", "job.log_unblocked"]
         scene.check({id: 5})
 
 
@@ -50,11 +53,37 @@ def test_f15_disk_full_under_the_state(tmp_path: Path) -> None:
         with pytest.raises(AgentdError) as refused:
             scene.delegate("exit 0")
         assert refused.value.exit == 75
+        ballast.unlink()
+        other = scene.delegate("exit 6")
+        scene.wait(other)
+        ballast = fill(disk)
         (scene.proof / "go").touch()
         until(lambda: bool(scene.record(id, "end")))
         assert scene.record(id, "exit")["code"] == 5
         ballast.unlink()
         scene.wait(id)
+        scene.check({id: 5, other: 6})
+
+
+@needs_root
+def test_f15_an_agent_fills_the_disk_of_the_state(tmp_path: Path) -> None:
+    """That its log is blocked is a fact, which waits for room; requests do not wait behind it."""
+    with small_disk(tmp_path / "disk", "size=8m") as disk, Scene(tmp_path, state=disk / "state") as scene:
+        id = scene.running(f"{WAITS.replace('exit 5', '')} $PYTHON -c 'print(\"x\" * 2000000)'; exit 5")
+        ballast = fill_but(disk, 1 << 20)
+        (scene.proof / "go").touch()
+        until(lambda: scene.client.ask("daemon.status")["trouble"] is not None)
+        for request in (lambda: scene.delegate("exit 0"), lambda: scene.client.kill([id], signal="KILL")):
+            with pytest.raises(AgentdError, match="free some disk space") as refused:
+                request()
+            assert refused.value.exit == 75
+        assert scene.client.job(id)["job"]["state"] == "running"
+        assert scene.events("job.started")
+        ballast.unlink()
+        scene.wait(id)
+        assert scene.log(id) == b"x" * 2_000_000 + b"\n"
+        assert scene.client.ask("daemon.status")["trouble"] is None
+        assert [event["type"] for event in scene.events("job.log_")] == ["job.log_blocked", "job.log_unblocked"]
         scene.check({id: 5})
 
 
