@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from faultlab import Violation, until, with_path
 
+from agentd import process
+
+needs_groups = pytest.mark.skipif(process.without("cgroup"), reason="AGENTD_WITHOUT=cgroup")
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root: mounts, control groups or another uid")
 
 

@@ -38,7 +38,8 @@ class Violation(AssertionError):
 class Scene:
     """A state folder and its processes, for one fault. At its end everything is stopped, and nothing may be left.
 
-    ``without``: mechanisms to switch off. All processes are found by a mark in their environment.
+    ``without``: mechanisms to switch off, besides those that are off for the whole run. All processes are found by a
+    mark in their environment.
     """
 
     def __init__(self, folder: Path, without: str = "", state: Path | None = None) -> None:
@@ -47,9 +48,8 @@ class Scene:
         self.proof.mkdir(parents=True, exist_ok=True)
         self.state = str(state or folder / "state")
         self.mark = uuid.uuid4().hex
-        self.before = {name: os.environ.get(name) for name in ("AGENTD_LAB", "AGENTD_WITHOUT")}
-        os.environ["AGENTD_LAB"] = self.mark
-        os.environ["AGENTD_WITHOUT"] = without
+        self.environ = environ(AGENTD_LAB=self.mark, AGENTD_WITHOUT=also_without(without))
+        self.environ.__enter__()
         self.client = Client(self.state, owner="lab")
         self.mine: list[subprocess.Popen[bytes]] = []
         self.base: tuple[int, int] = (0, 0)
@@ -68,11 +68,7 @@ class Scene:
         try:
             self.close(in_peace=kind is None)
         finally:
-            for name, value in self.before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+            self.environ.__exit__(None, None, None)
 
     # --- jobs -----------------------------------------------------------------------------------------------
 
@@ -286,6 +282,24 @@ def check_repository(scene: Scene, top: str) -> None:
     for what, names in wanted.items():
         if sorted(found[what]) != sorted(names):
             raise Violation(f"I7: {what} are {sorted(found[what])}, not {sorted(names)}")
+
+
+@contextlib.contextmanager
+def environ(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def also_without(names: str) -> str:
+    return ",".join(filter(None, [names, os.environ.get("AGENTD_WITHOUT")]))
 
 
 def comes_true(is_so: Callable[[], bool], timeout: float = 5.0) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from faultlab import Violation, parent_title, until
+from faultlab import Violation, also_without, environ, parent_title, until
 
 from agentd import jobdir, process
 from agentd.client import Client, ConnectionLost
@@ -49,8 +49,8 @@ class Lab:
         self.proof.mkdir(parents=True, exist_ok=True)
         self.random = random.Random(seed)
         self.mark = uuid.uuid4().hex
-        os.environ["AGENTD_LAB"] = self.mark
-        os.environ["AGENTD_WITHOUT"] = without
+        self.environ = environ(AGENTD_LAB=self.mark, AGENTD_WITHOUT=also_without(without))
+        self.environ.__enter__()
         self.client = Client(self.state, owner="lab")
         self.wanted: dict[int, dict[str, str]] = {}
         self.forgiven: set[int] = set()
@@ -236,6 +236,7 @@ class Lab:
             self.client.ask("daemon.stop", kill_jobs=True)
         finally:
             self.client.close()
+            self.environ.__exit__(None, None, None)
         self.reader.join(30)
         until(lambda: not any(self.pids().values()), what=lambda: f"processes left behind: {self.pids()}")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import faultlab
 import pytest
-from breaking import as_ordinary_user, group, join, needs_root
+from breaking import as_ordinary_user, group, join, needs_groups, needs_root
 from faultlab import Scene, state_of, until
 
 from agentd import jobdir, process
@@ -138,6 +138,7 @@ def test_f25_keeper_killed_while_its_agent_is_stopped(tmp_path: Path) -> None:
 GREEDY = "$PYTHON -c 'b = bytearray(200 << 20)'"
 
 
+@needs_groups
 def test_f27_out_of_memory_as_a_control_group_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The version 2 memory controller is not mounted everywhere: a fixture's files stand in for the group's."""
     groups = tmp_path / "groups"

@@ -14,7 +14,7 @@ from typing import Any
 
 import faultlab
 import pytest
-from breaking import as_ordinary_user, group, join, needs_root, sh, small_disk
+from breaking import as_ordinary_user, group, join, needs_groups, needs_root, sh, small_disk
 from faultlab import WAITS, Scene, state_of, until
 from tracing import needs_trace
 
@@ -303,6 +303,7 @@ def test_f55_the_daemons_own_group_is_killed(tmp_path: Path) -> None:
         scene.check({id: 5})
 
 
+@needs_groups
 @needs_root
 def test_f55_everything_was_started_in_the_group_that_is_killed(tmp_path: Path) -> None:
     """As by a logout, or a unit with KillMode=control-group: nothing of ours is left, nor the agent. Never a wrong
