@@ -331,6 +331,11 @@ class Zygote:
             seen = process.look_at_child(other)
             if seen is not None:
                 self.on_keeper_dead(other, seen)
+        for path in () if pid in self.leaders else self.keepers.values():
+            # That it is our child says that its keeper is dead, even if somebody traces that one and hides it from us.
+            agent = jobdir.read(path, "agent.json")
+            if agent is not None and agent["agent"]["pid"] == pid:
+                self.expect_leader(path, agent["agent"])
         return pid in self.leaders
 
     def on_keeper_dead(self, pid: int, how: os.waitid_result) -> None:

@@ -124,7 +124,7 @@ def test_f38_fsync_fails_once_in_the_daemon(tmp_path: Path, call: str) -> None:
                     except AgentdError as error:
                         refused += 1
                         assert error.exit in (1, 75), error
-                        assert "cannot save" in str(error)
+                        assert re.search("cannot (save|be saved)", str(error)), error
                         print(f"{call} {k}: {error}")
             with contextlib.suppress(AgentdError):
                 os.kill(scene.daemon(), signal.SIGKILL)
