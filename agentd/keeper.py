@@ -92,7 +92,7 @@ class Keeper:
         self.swept: dict[int, Record] = {}
         self.unkillable = False
         self.hidden_since: float | None = None
-        self.blocked = False
+        self.blocked: set[str] = set()  # streams whose bytes wait for room on the disk
         self.fifos: dict[str, int] = {}
         self.is_log_whole = True
         self.untold = ""
@@ -210,7 +210,6 @@ class Keeper:
                 os.close(fd)
         if cgroup and not process.cgroup_join(cgroup, pid):
             cgroup = None
-        jobdir.remove_quietly(f"{self.path}/noexec-{pid}.json")  # of a fork that had this number before
         who = process.identity(pid)
         self.agent = {
             "format": 1,
@@ -724,14 +723,15 @@ class Keeper:
             if not jobdir.is_full(error):
                 raise
             if not self.blocked:
-                self.blocked = True
                 self.nudge("log_blocked")
+            self.blocked.add(stream)
             self.unwatch(self.fifos[stream])
             self.timers.setdefault("unblock", process.boottime() + 0.2)
             return False
-        if self.blocked:
-            self.blocked = False
-            self.nudge("log_unblocked")
+        if stream in self.blocked:
+            self.blocked.remove(stream)
+            if not self.blocked:
+                self.nudge("log_unblocked")
         return True
 
     def on_timer_unblock(self) -> None:
@@ -1055,6 +1055,7 @@ def become_agent(path: str, spec: Record, fds: dict[str, int], life: int, go: in
     what, note = "set up", f"noexec-{os.getpid()}.json"
     process.set_name(f"agentd-agent {spec['job']}.{spec['attempt']}")
     try:
+        jobdir.remove_quietly(f"{path}/{note}")  # of a fork that had this number before
         os.setsid()
         restore_signals()
         environment = dict(spec["env"])

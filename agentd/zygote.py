@@ -331,6 +331,11 @@ class Zygote:
             seen = process.look_at_child(other)
             if seen is not None:
                 self.on_keeper_dead(other, seen)
+        for path in () if pid in self.leaders else self.keepers.values():
+            # That it is our child says that its keeper is dead, even if somebody traces that one and hides it from us.
+            agent = jobdir.read(path, "agent.json")
+            if agent is not None and agent["agent"]["pid"] == pid:
+                self.expect_leader(path, agent["agent"])
         return pid in self.leaders
 
     def on_keeper_dead(self, pid: int, how: os.waitid_result) -> None:
@@ -358,7 +363,7 @@ class Zygote:
     def on_leader_dead(self, pid: int, dead: os.waitid_result) -> None:
         path = self.leaders[pid]
         agent = jobdir.read(path, "agent.json")
-        if agent is not None and jobdir.noexec(path, agent) is None:
+        if agent is not None and agent["agent"]["pid"] == pid and jobdir.noexec(path, agent) is None:
             record = keeper.exit_record(dead.si_code, dead.si_status)
             cgroup = agent.get("cgroup")
             if cgroup and process.oom_kills(cgroup):

@@ -302,12 +302,14 @@ def test_who_subscribes_and_has_finished_asking_is_still_told(victim: Lab) -> No
     assert {event["job"] for event in heard} == {job["id"]}
 
 
-@pytest.mark.slow
 def test_clients_that_die_while_they_wait_leave_nothing(victim: Lab) -> None:
     with victim.client() as client:
         job = client.delegate(["sleep", "99"], cwd="/", in_place=True)
+        client.wait([job["id"]], until="running", timeout=PATIENCE)
         for _ in range(100):
-            say(victim.connect(), request("jobs.wait", jobs=[job["id"]]), request("events.subscribe"))
+            link = victim.connect()
+            say(link, request("jobs.wait", jobs=[job["id"]]), request("events.subscribe", id=2))
+            assert answers(link)[0]["id"] == 2  # it is served; the other question stays open
         pid = victim.status()["pid"]
         held = open_files(pid)
         for link in victim.links:
@@ -316,6 +318,39 @@ def test_clients_that_die_while_they_wait_leave_nothing(victim: Lab) -> None:
         until(lambda: open_files(pid) <= held - 100, "the dead clients' connections are closed")
         client.kill([job["id"]], "KILL")
         assert client.wait([job["id"]], timeout=PATIENCE)["jobs"][0]["outcome"] == "killed"
+
+
+@pytest.mark.parametrize("asked", [1, MAX_IN_FLIGHT, MAX_IN_FLIGHT + 1])
+@pytest.mark.parametrize("way", ["open", "half-closed"])
+def test_who_dies_takes_its_waits_along(victim: Lab, way: str, asked: int) -> None:
+    """Also when it had asked so much that it is not listened to until something is answered."""
+    with victim.client() as client:
+        job = client.delegate(["sleep", "99"], cwd="/", in_place=True)
+        client.wait([job["id"]], until="running", timeout=PATIENCE)
+        pid = victim.status()["pid"]
+        until(lambda: waits_in(victim, pid) == 0, "nobody waits yet")
+        held = open_files(pid)
+        link = victim.connect()
+        say(link, *(request("jobs.wait", id=n, jobs=[job["id"]]) for n in range(asked)))
+        if way == "half-closed":
+            link.shutdown(socket.SHUT_WR)
+        until(lambda: waits_in(victim, pid) == min(asked, MAX_IN_FLIGHT), "its questions are open")
+        link.close()
+        until(lambda: waits_in(victim, pid) == 0, "the dead client's waits are gone")
+        until(lambda: open_files(pid) <= held, "the dead client's connection is closed")
+        client.kill([job["id"]], "KILL")
+        assert client.wait([job["id"]], timeout=PATIENCE)["jobs"][0]["outcome"] == "killed"
+
+
+def waits_in(victim: Lab, pid: int) -> int:
+    """How many tasks of the daemon wait for a job: SIGUSR2 has it write down what they all do."""
+    log = Path(victim.state, "daemon.log")
+    before = log.stat().st_size
+    process.send(victim.pidfds[pid], signal.SIGUSR2)
+    victim.status()  # it comes after the signal, so all is written when this is answered
+    said = log.read_bytes()[before:]
+    assert b"Daemon.run" in said
+    return said.count(b"do_jobs_wait")
 
 
 def test_three_hundred_connections(victim: Lab) -> None:

@@ -446,10 +446,13 @@ def settle_worktree(folder: str, plan: Plan, job: Job) -> tuple[dict[str, object
         told = fingerprint.changes(before, fingerprint.fingerprint(plan.repo.common), plan.branch)
         if told:
             found["repository_changed"] = told[:50]
-    if not os.path.isdir(plan.path):
-        return found | {"missing": f"the worktree {plan.path} is gone"}, False
     refuse_changed_commands(folder, plan, job.place.admin)
     record = jobdir.read(folder, "worktree.json") or {}
+    if not os.path.isdir(plan.path):
+        # By a daemon that was killed while it removed what was unchanged; else by somebody else, with his reasons.
+        if unchanged.remove_unchanged(plan, job.place.admin, record.get("manifest") or {}):
+            return found | {"changed": False}, True
+        return found | {"missing": f"the worktree {plan.path} is gone"}, False
     if unchanged.is_unchanged(plan, job.place.admin, record.get("manifest") or {}):
         unchanged.remove_unchanged(plan, job.place.admin, record.get("manifest") or {})
         return found | {"changed": False}, True
