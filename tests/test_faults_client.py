@@ -4,7 +4,6 @@ import contextlib
 import os
 import pty
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -216,8 +215,7 @@ def test_f32_stale_socket_and_a_record_whose_pid_is_a_strangers(tmp_path: Path) 
     scene = Scene(tmp_path)
     os.makedirs(scene.state, 0o700)
     path = f"{scene.state}/agentd.sock"
-    with socket.socket(socket.AF_UNIX) as stale:
-        stale.bind(path)
+    jobdir.listen(path).close()  # the file stays
     stranger = scene.spawn(["sleep", "1000"])
     who = process.identity(stranger.pid)
     assert who is not None
