@@ -175,6 +175,24 @@ class Client:
     def restart(self, ref: Ref) -> Job:
         return dict(self.ask("jobs.restart", job=ref, owner=self.owner, environment=dict(os.environ))["job"])
 
+    def merge(self, ref: Ref, into: str | None = None, force: bool = False) -> dict[str, Any]:
+        """Bring a job's work into ``into``, or into the branch that the current folder's tree has checked out."""
+        here = {"cwd": os.getcwd(), "umask": current_umask()}
+        return self.ask("jobs.merge", job=ref, owner=self.owner, into=into, force=force, **here)
+
+    def diff(self, ref: Ref, form: str = "patch", binary: bool = False) -> Iterator[str]:
+        """What a job changed so far, piece by piece; text that is no UTF-8 as ``surrogateescape`` has it."""
+        work, offset = None, 0
+        while offset is not None:
+            answer = self.ask(
+                "jobs.diff", job=ref, owner=self.owner, form=form, binary=binary, work=work, offset=offset
+            )
+            work, offset = answer["work"], answer["next"]
+            yield answer["text"]
+
+    def result(self, ref: Ref) -> dict[str, Any]:
+        return dict(self.ask("jobs.result", job=ref, owner=self.owner)["result"])
+
     def remove(self, ref: Ref) -> Job:
         return dict(self.ask("jobs.remove", job=ref, owner=self.owner)["job"])
 

@@ -118,8 +118,13 @@ def job_row(job: View, now: float) -> list[str]:
 
 def state_words(job: View) -> str:
     if job["state"] == "done":
-        return str(job["outcome"])
+        return f"{job['outcome']} (merged)" if is_merged(job) else str(job["outcome"])
     return f"{job['state']} ({one_line(job['waiting'], 60)})" if job["waiting"] else str(job["state"])
+
+
+def is_merged(job: View) -> bool:
+    """Is what this attempt did in a branch?"""
+    return bool(job["merged"]) and job["merged"]["attempt"] == job["attempt"]
 
 
 def exit_word(job: View) -> str:

@@ -130,6 +130,7 @@ class Daemon:
             await self.recover()
             self.engine.reschedule()
             self.say_ready()
+            self.engine.spawn(methods.merging.recover())
             self.engine.spawn(self.housekeep())
             await self.stopping.wait()
         finally:

@@ -24,6 +24,7 @@ from agentd.core.text import decode
 from agentd.daemon import perform
 from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
+from agentd.daemon.merging import Merging
 from agentd.daemon.perform import Performer
 from agentd.daemon.server import Connection
 from agentd.daemon.views import event_view, iso, job_view
@@ -57,6 +58,7 @@ class Methods:
         self.feed = feed
         self.stop = stop
         self.facts = facts
+        self.merging = Merging(state_dir, engine)
         self.next_id = max(engine.jobs, default=0) + 1
         self.names_in_use: set[str] = set()
         """Names of jobs that are being made."""
@@ -450,6 +452,25 @@ class Methods:
             )
         async with self.performer.keeping(job, {name: environment[name] for name in job.secrets}):
             return {"job": job_view(await self.engine.apply(job.id, on.SecretsGiven(time.time())))}
+
+    async def do_jobs_result(self, connection: Connection, ask: protocol.Result) -> dict[str, Any]:
+        job = self.find(connection, ask.job, ask.owner)
+        await self.settled(job)
+        return {"result": await self.merging.result(self.engine.jobs[job.id])}
+
+    async def do_jobs_diff(self, connection: Connection, ask: protocol.Diff) -> dict[str, Any]:
+        if ask.offset < 0 or (ask.work is not None and not repository.SHA.fullmatch(ask.work)):
+            raise Usage("offset and work must be those of an earlier answer", "bad_offset")
+        return await self.merging.diff(self.find(connection, ask.job, ask.owner), ask)
+
+    async def do_jobs_merge(self, connection: Connection, ask: protocol.Merge) -> dict[str, Any]:
+        if not os.path.isabs(ask.cwd) or "\0" in ask.cwd:
+            raise Usage("cwd must be an absolute path", "bad_cwd")
+        if not 0 <= ask.umask <= 0o777:
+            raise Usage("umask must be from 0 to 511 (octal 777)", "bad_umask")
+        job = self.find(connection, ask.job, ask.owner, exact=True)
+        await self.settled(job)
+        return await self.merging.merge(job.id, ask)
 
     async def do_jobs_remove(self, connection: Connection, ask: protocol.Remove) -> dict[str, Any]:
         job = self.find(connection, ask.job, ask.owner, exact=True)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -520,7 +521,7 @@ def settle_worktree(folder: str, plan: Plan, job: Job) -> tuple[dict[str, object
     if unchanged.is_unchanged(plan, job.place.admin, record.get("manifest") or {}):
         unchanged.remove_unchanged(plan, job.place.admin, record.get("manifest") or {})
         return found | {"changed": False}, True
-    work = snapshot.snapshot_job(plan, job.place.admin)
+    work = snapshot.snapshot_job(plan, job.place.admin, words_of(job))
     found |= {"changed": work is not None, "snapshot": work}
     if work is not None:
         found["diffstat"] = snapshot.diffstat(plan.repo, plan.base, work)
@@ -547,6 +548,14 @@ def refuse_while_used(path: str) -> None:
     if pids:
         who = ", ".join(f"{p['command']} ({p['pid']})" for p in map(process.describe, pids[:5]))
         raise Refused(f"cannot remove {path}: {escaped(who)} works in it; end that first", "in_use")
+
+
+def words_of(job: Job) -> snapshot.Words:
+    """What the commit of a job's work says."""
+    subject = escaped(job.task.strip() or shlex.join(job.argv), 120)
+    message = f"{subject}\n\nAgentd-Job: {job.id}\nAgentd-Agent: {job.agent}\n"
+    ended = job.state.ended if isinstance(job.state, Done) else job.created
+    return snapshot.Words(message, job.name, f"job-{job.id}@agentd.invalid", ended)
 
 
 def plan_of(job: Job) -> Plan:
