@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import select
+import signal
 import socket
 import sys
 import time
@@ -22,9 +23,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from agentd import __version__, jobdir, paths
-from agentd.core.errors import AgentdError, Fault, NotNow, Refused, Usage
+from agentd.core.errors import EXIT_ANOTHER, EXIT_NOT_NOW, AgentdError, Fault, NotNow, Refused, Usage
 
 PROTOCOL = 1
+MAX_MESSAGE = 1 << 20  # as in protocol.py, which takes long to import
 START_S = 30.0
 Job = dict[str, Any]
 Ref = int | str
@@ -32,6 +34,17 @@ Ref = int | str
 
 class ConnectionLost(Exception):
     """The daemon went away in the middle."""
+
+
+def own_state_dir() -> str:
+    try:
+        return paths.state_dir()
+    except LookupError:
+        what = "cannot tell where your home is: HOME is not set; set it, or AGENTD_STATE_DIR"
+        raise Refused(what, "no_home") from None
+    except FileNotFoundError:
+        what = "the state folder is relative to the current one, which has been removed; set AGENTD_STATE_DIR"
+        raise Refused(what, "no_folder") from None
 
 
 def default_owner() -> str:
@@ -55,7 +68,7 @@ class Client:
             # jobs/<id>/<attempt>/agent.sock lies in the state folder of the daemon that runs this job.
             self.state_dir = os.path.abspath(os.path.join(os.path.dirname(self.narrow), "../../.."))
         else:
-            self.state_dir = os.path.abspath(state_dir) if state_dir else paths.state_dir()
+            self.state_dir = os.path.abspath(state_dir) if state_dir else own_state_dir()
         self.start = start
         self.owner = owner if owner is not None else default_owner()
         self.link: socket.socket | None = None
@@ -162,6 +175,24 @@ class Client:
     def restart(self, ref: Ref) -> Job:
         return dict(self.ask("jobs.restart", job=ref, owner=self.owner, environment=dict(os.environ))["job"])
 
+    def merge(self, ref: Ref, into: str | None = None, force: bool = False) -> dict[str, Any]:
+        """Bring a job's work into ``into``, or into the branch that the current folder's tree has checked out."""
+        here = {"cwd": os.getcwd(), "umask": current_umask()}
+        return self.ask("jobs.merge", job=ref, owner=self.owner, into=into, force=force, **here)
+
+    def diff(self, ref: Ref, form: str = "patch", binary: bool = False) -> Iterator[str]:
+        """What a job changed so far, piece by piece; text that is no UTF-8 as ``surrogateescape`` has it."""
+        work, offset = None, 0
+        while offset is not None:
+            answer = self.ask(
+                "jobs.diff", job=ref, owner=self.owner, form=form, binary=binary, work=work, offset=offset
+            )
+            work, offset = answer["work"], answer["next"]
+            yield answer["text"]
+
+    def result(self, ref: Ref) -> dict[str, Any]:
+        return dict(self.ask("jobs.result", job=ref, owner=self.owner)["result"])
+
     def remove(self, ref: Ref) -> Job:
         return dict(self.ask("jobs.remove", job=ref, owner=self.owner)["job"])
 
@@ -181,7 +212,7 @@ class Client:
         cursor = since
         while True:
             try:
-                link = Client(self.state_dir, self.start, self.owner)
+                link = Client(None if self.narrow else self.state_dir, self.start, self.owner)
                 with link:
                     yield from link._events_once(name, cursor, mine, follow, self._note_cursor)
                     return
@@ -207,7 +238,7 @@ class Client:
                 yield event
             elif message.get("method") == "lagged":
                 raise ConnectionLost
-            elif message.get("id") == number:
+            elif is_answer(message, number):
                 if "error" in message:
                     raise raised(message["error"])
                 note(message["result"]["cursor"])
@@ -234,7 +265,7 @@ class Client:
         number = self.number
         while True:
             message = self._receive()
-            if message.get("id") != number or "method" in message:
+            if not is_answer(message, number):
                 continue
             if "error" in message:
                 raise raised(message["error"])
@@ -250,6 +281,9 @@ class Client:
             data = json.dumps(message).encode() + b"\n"
         except (UnicodeEncodeError, ValueError) as error:
             raise Usage(f"cannot send the request: {error}", "bad_request") from None
+        if len(data) - 1 > MAX_MESSAGE:
+            what = f"cannot send the request: message larger than {MAX_MESSAGE} bytes"
+            raise Usage(f"{what}; shorten the command, the task or the environment", "bad_request")
         try:
             link.sendall(data)
         except OSError:
@@ -303,7 +337,13 @@ class Client:
                 )
 
     def _reach(self) -> socket.socket | None:
-        record = jobdir.read(self.state_dir, "daemon.json")
+        try:
+            record = jobdir.read(self.state_dir, "daemon.json")
+        except OSError as error:
+            what = (
+                f"cannot read {self.state_dir}/daemon.json: {error.strerror}; set AGENTD_STATE_DIR to a folder of yours"
+            )
+            raise Refused(what, "state_not_readable") from None
         if record is None:
             return None
         try:
@@ -352,11 +392,13 @@ def start_daemon(state_dir: str) -> bool:
         os.makedirs(state_dir, 0o700, exist_ok=True)
         log = os.open(f"{state_dir}/daemon.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise Refused(f"cannot keep state in {state_dir}: {error.strerror}", "state_not_writable") from None
+        what = f"cannot keep state in {state_dir}: {error.strerror}; set AGENTD_STATE_DIR to a folder of yours"
+        raise Refused(what, "state_not_writable") from None
     ready, theirs = os.pipe()
     said_before = os.fstat(log).st_size
     command = [sys.executable, "-P", "-m", "agentd.daemon", state_dir, str(theirs)]
     environment = {n: v for n, v in os.environ.items() if n not in ("AGENTD_JOB", "AGENTD_NONCE", "AGENTD_SOCKET")}
+    environment["PYTHONUTF8"] = "1"  # to it and its zygotes words are bytes, whatever our character set
     try:
         child = subprocess.Popen(
             command,
@@ -381,13 +423,21 @@ def start_daemon(state_dir: str) -> bool:
     finally:
         os.close(ready)
     code = child.wait()
-    if (code == 1 and jobdir.read(state_dir, "daemon.json") is None) or code not in (0, 1):
+    if code not in (0, EXIT_ANOTHER, -signal.SIGKILL):
         with open(f"{state_dir}/daemon.log", errors="replace") as file:
             file.seek(said_before)
             said = file.read().strip().splitlines()
+        if is_full(state_dir):
+            raise NotNow(f"cannot start the daemon: the disk under {state_dir} is full; free some space", "disk_full")
         if said:
-            raise Refused(f"cannot start the daemon: {said[-1].partition(': ')[2] or said[-1]}", "daemon_failed")
+            kind = NotNow if code == EXIT_NOT_NOW else Refused
+            raise kind(f"cannot start the daemon: {said[-1].partition(': ')[2] or said[-1]}", "daemon_failed")
     return False
+
+
+def is_full(path: str) -> bool:
+    free = os.statvfs(path)
+    return free.f_bavail * free.f_frsize < 1 << 16 or (free.f_files > 0 and free.f_favail == 0)
 
 
 def ask_zygote_for_daemon(state_dir: str) -> None:
@@ -405,6 +455,11 @@ def is_newer(ours: str, theirs: str) -> bool:
         return [int(word) for word in version.split(".") if word.isdigit()]
 
     return parts(ours) > parts(theirs)
+
+
+def is_answer(message: dict[str, Any], number: int) -> bool:
+    """To the one question that is asked. Its number is missing where the daemon could not read it."""
+    return "method" not in message and message.get("id") in (number, None)
 
 
 def raised(error: dict[str, Any]) -> AgentdError:

@@ -115,13 +115,38 @@ def load(path: str) -> Config:
 def convert(values: dict[str, Any], path: str) -> Config:
     try:
         config = msgspec.convert(values, Config)
-        parse_size(config.log.max)
-        parse_size(config.worktree.max_snapshot)
     except msgspec.ValidationError as error:
-        raise Usage(f"cannot use {path}: {error}", "bad_config") from None
-    except ValueError as error:
-        raise Usage(f"cannot use {path}: {error}", "bad_config") from None
+        raise Usage(f"cannot use {path}: {in_our_words(str(error))}", "bad_config") from None
+    for key, size in (("log.max", config.log.max), ("worktree.max_snapshot", config.worktree.max_snapshot)):
+        try:
+            parse_size(size)
+        except ValueError as error:
+            raise Usage(f"cannot use {path}: {key}: {error}", "bad_config") from None
     return config
+
+
+KINDS = {
+    "object": "a table",
+    "int": "a whole number",
+    "str": "a text in quotes",
+    "array": "a list",
+    "bool": "true or false",
+}
+
+
+def in_our_words(said: str) -> str:
+    """What msgspec says of a wrong value, as ``limits.running must be a whole number, not a text in quotes``."""
+    what, _, place = said.partition(" - at `$.")
+    place = place.rstrip("`")
+    if unknown := re.match(r"Object contains unknown field `(.*)`", what):
+        tables = {field.name: field.type for field in msgspec.structs.fields(Config)}
+        known = tables if not place else (field.name for field in msgspec.structs.fields(tables[place]))
+        where = f"[{place}] has" if place else "there is"
+        return f'{where} no {"key" if place else "table"} "{unknown[1]}"; there is {", ".join(known)}'
+    if expected := re.match(r"Expected `(\w+)`(?: >= (\d+)|, got `(\w+)`)", what):
+        least = f" of at least {expected[2]}" if expected[2] else f", not {KINDS.get(expected[3], expected[3])}"
+        return f"{place} must be {KINDS.get(expected[1], expected[1])}{least}"
+    return said
 
 
 def repository_setup(top: str | None) -> str:
@@ -130,22 +155,29 @@ def repository_setup(top: str | None) -> str:
     return load(path).worktree.setup if path and os.path.isfile(path) else ""
 
 
+class TooMuch(ValueError):
+    """Well written, but more than can be meant."""
+
+
 def parse_duration(text: str) -> float:
     """Seconds of ``90s``, ``5m``, ``1h30m``, ``0.5``; ValueError otherwise."""
-    parts = re.findall(r"(\d+(?:\.\d*)?|\.\d+)([smhd]?)", text)
+    parts = re.findall(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([smhd]?)", text)
     if not parts or "".join(number + unit for number, unit in parts) != text or len(text) > 32:
         raise ValueError(f'"{text}" is not a time such as 90s, 5m or 1h30m')
     if any(unit == "" for _, unit in parts) and len(parts) > 1:
         raise ValueError(f'"{text}" is not a time such as 90s, 5m or 1h30m')
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if seconds > 10 * 366 * 86400:
-        raise ValueError(f'"{text}" is more than ten years')
+        raise TooMuch(f'"{text}" is more than ten years')
     return seconds
 
 
 def parse_size(text: str) -> int:
     """Bytes of ``64M``, ``1G``, ``65536``; 0 means no limit; ValueError otherwise."""
-    match = re.fullmatch(r"(\d{1,15})([kmgt]?)(?:i?b)?", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,15})([kmgt]?)(?:i?b)?", text.strip().lower())
     if match is None:
         raise ValueError(f'"{text}" is not a size such as 64M or 1G')
-    return int(match[1]) * _SIZES[match[2]]
+    found = int(match[1]) * _SIZES[match[2]]
+    if found > 1 << 60:
+        raise TooMuch(f'"{text}" is more than 1 EiB')
+    return found

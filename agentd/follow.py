@@ -82,7 +82,7 @@ def attempt_path(state_dir: str, id: int, attempt: int | None) -> str:
     """The folder of one attempt, the last one by default; Refused if there is none."""
     home = home_of(state_dir, id)
     if home is None:
-        raise Refused(f"no job {id}", "unknown_job")
+        raise Refused(f"no job {id}; agentd ps --all lists them", "unknown_job")
     have = attempts(home)
     if attempt is not None and attempt not in have:
         raise Refused(f"job {id} has no attempt {attempt}: there is {', '.join(map(str, have))}", "no_attempt")
@@ -91,6 +91,10 @@ def attempt_path(state_dir: str, id: int, attempt: int | None) -> str:
 
 def live_attempt_path(state_dir: str, id: int, attempt: int) -> str:
     return paths.attempt_dir(state_dir, id, attempt)
+
+
+def has_output(path: str) -> bool:
+    return any(jobdir.size(path, stream) for stream in STREAMS)
 
 
 def has_ended(path: str) -> bool:

@@ -10,13 +10,30 @@ def state_dir() -> str:
     given = os.environ.get("AGENTD_STATE_DIR")
     if given:
         return os.path.abspath(given)
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(home(), ".local", "state")
     return os.path.join(os.path.abspath(base), "agentd")
 
 
 def config_file() -> str:
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    return os.environ.get("AGENTD_CONFIG") or os.path.join(base, "agentd", "agentd.toml")
+    """Empty if it can be nowhere."""
+    given = os.environ.get("AGENTD_CONFIG")
+    if given:
+        return given
+    try:
+        base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(home(), ".config")
+    except LookupError:
+        return ""
+    return os.path.join(base, "agentd", "agentd.toml")
+
+
+def home() -> str:
+    """HOME, else what the system knows of the user; LookupError if neither says it."""
+    given = os.environ.get("HOME")
+    if given:
+        return given
+    import pwd
+
+    return pwd.getpwuid(os.getuid()).pw_dir
 
 
 def socket_path(state: str) -> str:

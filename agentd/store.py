@@ -88,7 +88,7 @@ class Store:
         self.deliver = deliver
         self.work: queue.SimpleQueue[Work | Callable[[], None] | None] = queue.SimpleQueue()
         self.trouble: str | None = None
-        """Why the last commit failed, while it does: for ``daemon status`` and ``doctor``."""
+        """Why facts wait, while they do: for ``daemon status`` and ``doctor``."""
         self.thread = threading.Thread(target=self._run, name="store", daemon=True)
         self.changed_since_backup = False
         self._open()
@@ -117,7 +117,8 @@ class Store:
         return answer
 
     def close(self) -> None:
-        """Commit what is queued, back up, and end the thread."""
+        """Commit what is queued, back up, and end the thread. A fact that cannot be written now is in an attempt's
+        files too, and the next daemon finds it there."""
         self.work.put(None)
         self.thread.join()
 
@@ -130,9 +131,10 @@ class Store:
         if int(found.get("format", FORMAT)) > FORMAT:
             raise Fault(f"cannot open {self.path}: a newer agentd wrote it; upgrade agentd", "store_too_new")
         self.epoch = int(found.get("epoch", 0))
-        with self.db:
-            self.db.execute("INSERT OR REPLACE INTO meta VALUES ('format', ?)", (str(FORMAT),))
-            self.db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (str(self.epoch),))
+        wanted = {"format": str(FORMAT), "epoch": str(self.epoch)}
+        if found != wanted:  # a daemon can start on a full disk
+            with self.db:
+                self.db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", wanted.items())
         newest = self.db.execute("SELECT max(seq) FROM events").fetchone()[0] or 0
         self.seq = max(newest, self.epoch * EPOCH)
 
@@ -176,51 +178,56 @@ class Store:
     # --- on the store's thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        """A fact that cannot be written waits, and is tried again before what came after it. Nobody else waits with
+        it: requests are refused meanwhile, and questions answered."""
         backup_at = time.monotonic() + BACKUP_EVERY_S
+        works: list[Work] = []
         while True:
             patience = max(0.0, backup_at - time.monotonic()) if self.changed_since_backup else None
-            try:
-                first = self.work.get(timeout=patience)
-            except queue.Empty:
+            batch = self._next_batch(RETRY_S if works else patience)
+            if not batch and not works:
                 self._back_up()
                 continue
-            batch = [first]
-            with contextlib.suppress(queue.Empty):
-                while len(batch) < 1000:
-                    batch.append(self.work.get_nowait())
-            works: list[Work] = []
             for item in batch:
                 if isinstance(item, Work):
                     works.append(item)
                     continue
-                self._commit(works)
-                works = []
+                works = self._commit(works)
                 if item is None:
                     self._back_up()
                     self.db.close()
                     return
                 item()
-            self._commit(works)
+            works = self._commit(works)
             if not self.changed_since_backup:
                 backup_at = time.monotonic() + BACKUP_EVERY_S
             self.changed_since_backup = True
 
-    def _commit(self, works: list[Work]) -> None:
-        while works:
-            seq = self.seq
-            try:
-                self._rescue_if_gone()
-                told = self._write(works)
-            except Exception as error:
-                self.seq = seq
-                with contextlib.suppress(sqlite3.Error):
-                    self.db.rollback()
-                works = self._after_failure(works, error)
-                continue
-            self.trouble = None
-            for work, entries in zip(works, told, strict=True):
-                self.deliver(work, entries)
-            return
+    def _next_batch(self, patience: float | None) -> list[Work | Callable[[], None] | None]:
+        batch: list[Work | Callable[[], None] | None] = []
+        with contextlib.suppress(queue.Empty):
+            batch.append(self.work.get(timeout=patience))
+            while len(batch) < 1000:
+                batch.append(self.work.get_nowait())
+        return batch
+
+    def _commit(self, works: list[Work]) -> list[Work]:
+        """Write a batch in one transaction; which of it must wait."""
+        if not works:
+            return []
+        seq = self.seq
+        try:
+            self._rescue_if_gone()
+            told = self._write(works)
+        except Exception as error:
+            self.seq = seq
+            with contextlib.suppress(sqlite3.Error):
+                self.db.rollback()
+            return self._after_failure(works, error)
+        self.trouble = None
+        for work, entries in zip(works, told, strict=True):
+            self.deliver(work, entries)
+        return []
 
     def _rescue_if_gone(self) -> None:
         """Somebody removed or replaced the file: sqlite would go on writing into the nameless one."""
@@ -239,35 +246,39 @@ class Store:
         self.inode = os.stat(self.path).st_ino
 
     def _after_failure(self, works: list[Work], error: Exception) -> list[Work]:
-        """Refuse the requests of a batch that could not be written; keep the facts, and wait a little."""
+        """Refuse the requests of a batch that could not be written; its facts, in order, must wait."""
         if not isinstance(error, sqlite3.Error | OSError):
             return self._after_nonsense(works, error)
-        self.trouble = str(error)
         if not isinstance(error, sqlite3.OperationalError | OSError):
             # The file is damaged. The next daemon rebuilds it from the attempts' files and the backup.
             print(f"agentd: the store is damaged ({error}); ending, so that it is rebuilt", file=sys.stderr)
             os._exit(EXIT_FAULT)
         if len(works) > 1:
-            # One of them may be what does not fit: each by itself, in order.
-            for work in works:
-                self._commit([work])
-            return []
+            return self._one_by_one(works)
         (work,) = works
         if work.change.must:
-            time.sleep(RETRY_S)
+            self.trouble = str(error)
             return works
-        refusal = NotNow(f"cannot save the change: {error}; free some disk space and try again", "disk_full")
-        with contextlib.suppress(InvalidStateError):  # who asked has gone
-            work.done.set_exception(refusal)
+        refuse(work, str(error))
         return []
+
+    def _one_by_one(self, works: list[Work]) -> list[Work]:
+        """One of them may be what does not fit: each by itself, in order. Nothing overtakes a fact that waits."""
+        waiting: list[Work] = []
+        for work in works:
+            if not waiting:
+                waiting = self._commit([work])
+            elif work.change.must:
+                waiting.append(work)
+            else:
+                refuse(work, str(self.trouble))
+        return waiting
 
     def _after_nonsense(self, works: list[Work], error: Exception) -> list[Work]:
         """A value that no database takes costs its own change, and nobody else's."""
-        if len(works) == 1:
-            works[0].done.set_exception(Fault(f"cannot save the change: {error}", "bad_value"))
-            return []
-        for work in works:
-            self._commit([work])
+        if len(works) > 1:
+            return self._one_by_one(works)
+        works[0].done.set_exception(Fault(f"cannot save the change: {error}", "bad_value"))
         return []
 
     def _write(self, works: Iterable[Work]) -> list[list[Entry]]:
@@ -302,6 +313,15 @@ class Store:
         except (sqlite3.Error, OSError):
             with contextlib.suppress(OSError):
                 os.unlink(aside)
+
+
+def refuse(work: Work, why: str) -> None:
+    with contextlib.suppress(InvalidStateError):  # who asked has gone
+        work.done.set_exception(not_saved(why))
+
+
+def not_saved(why: str) -> NotNow:
+    return NotNow(f"cannot save the change: {why}; free some disk space and try again", "disk_full")
 
 
 def connect(path: str) -> sqlite3.Connection:

@@ -265,6 +265,8 @@ class Zygote:
     def hold(self, path: str, fds: dict[str, int]) -> None:
         held = self.held.setdefault(path, {})
         for name, fd in fds.items():
+            if name == "secrets" and name in held:
+                os.close(held.pop(name))  # of a request that came to nothing
             if name in held:
                 os.close(fd)
             else:
@@ -334,6 +336,11 @@ class Zygote:
             seen = process.look_at_child(other)
             if seen is not None:
                 self.on_keeper_dead(other, seen)
+        for path in () if pid in self.leaders else self.keepers.values():
+            # That it is our child says that its keeper is dead, even if somebody traces that one and hides it from us.
+            agent = jobdir.read(path, "agent.json")
+            if agent is not None and agent["agent"]["pid"] == pid:
+                self.expect_leader(path, agent["agent"])
         return pid in self.leaders
 
     def on_keeper_dead(self, pid: int, how: os.waitid_result) -> None:
@@ -361,7 +368,7 @@ class Zygote:
     def on_leader_dead(self, pid: int, dead: os.waitid_result) -> None:
         path = self.leaders[pid]
         agent = jobdir.read(path, "agent.json")
-        if agent is not None and jobdir.noexec(path, agent) is None:
+        if agent is not None and agent["agent"]["pid"] == pid and jobdir.noexec(path, agent) is None:
             record = keeper.exit_record(dead.si_code, dead.si_status)
             cgroup = agent.get("cgroup")
             if cgroup and process.oom_kills(cgroup):
@@ -376,7 +383,7 @@ class Zygote:
         if end is not None and not jobdir.has_helpers(path, end):
             return self.on_over(path)
         if not os.path.isdir(path):
-            return self.release(path)
+            return self.on_over(path)
         self.hold_what_lives(path)
         if not process.byte_held(f"{path}/life.lock", 0):
             pid = self.fork_keeper(path)

@@ -20,6 +20,7 @@ import pytest
 from clishell import Shell
 
 from agentd import jobdir
+from agentd.cli import render
 
 INTERLEAVED = "for i in 1 2 3; do echo out$i; echo err$i >&2; done"
 GATED = 'echo one; read word < gate; echo two; echo "$word" >&2'
@@ -144,7 +145,8 @@ def test_what_log_max_dropped_is_told(agentd: Shell, gate: Gate) -> None:
     kept = said.out
     assert kept.endswith(f"{7999:099d}\nend\n") and len(kept) < 400_000
     dropped = 800_004 - len(kept)
-    assert said.err == f"agentd: {dropped} bytes were dropped here (--log-max)\n"
+    told = f"{render.size(dropped)} of output are missing here: --log-max keeps the last 256 KiB"
+    assert said.err == f"agentd: {told}\n"
     assert agentd("logs", "-n", "1", id) == (0, "end\n", "")
 
 

@@ -44,19 +44,22 @@ def test_alone_it_is_helpful_and_help_needs_no_verb(agentd: Shell) -> None:
         (["delgate"], 'agentd: there is no verb "delgate"; did you mean delegate?\n'),
         (["daemon", "strat"], 'agentd: there is no verb "strat"; did you mean start?\n'),
         (["\x1b[31m"], 'agentd: there is no verb "\\x1b[31m"; agentd --help lists them\n'),
-        (["logs"], "agentd: missing argument 'JOB'; see: agentd logs --help\n"),
-        (["ps", "--nonsense"], "agentd: no such option: --nonsense; see: agentd ps --help\n"),
+        (["logs"], "agentd: logs what? Name a job; agentd ps --all lists them; see: agentd logs --help\n"),
+        (["ps", "--nonsense"], "agentd: there is no option --nonsense; see: agentd ps --help\n"),
         (["wait", "--timeout", "NaN", "1"], 'agentd: --timeout: a time such as 30s, 5m or 1h30m, not "NaN"\n'),
         (["wait", "--timeout", "-5", "1"], 'agentd: --timeout: a time such as 30s, 5m or 1h30m, not "-5"\n'),
         (["run", "--memory", "lots", "ls"], 'agentd: --memory: a size such as 64M or 2G, not "lots"\n'),
-        (["run"], "agentd: cannot run nothing: give a command, such as: agentd run make test\n"),
+        (["run"], "agentd: run what? Give a command, such as: agentd run make test\n"),
         (
             ["run", "-e", "NOT_SET_HERE", "ls"],
             "agentd: --env: NOT_SET_HERE is not set here; write NOT_SET_HERE=VALUE\n",
         ),
-        (["wait"], "agentd: wait for what? Name a job, or use --all or --any\n"),
+        (["wait"], "agentd: wait for what? Name a job, such as: agentd wait 7, or use --all or --any\n"),
         (["events", "--ack", "3"], "agentd: --ack needs --as NAME: whose acknowledgement is it?\n"),
-        (["undo", "fix"], 'agentd: "fix" is no id: in the trash a name may stand for several\n'),
+        (
+            ["undo", "fix"],
+            'agentd: "fix" is no id, and in the trash a name may be of several; agentd undo lists the ids\n',
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_code_2(agentd: Shell, words: list[str], told: str) -> None:
@@ -66,7 +69,11 @@ def test_a_wrong_command_line_is_one_line_and_code_2(agentd: Shell, words: list[
 def test_with_json_a_failure_is_an_object_on_stdout(agentd: Shell) -> None:
     said = agentd("inspect", "99", "--json")
     assert (said.code, said.err) == (1, "")
-    assert json.loads(said.out) == {"ok": False, "code": "unknown_job", "error": "no job 99"}
+    assert json.loads(said.out) == {
+        "ok": False,
+        "code": "unknown_job",
+        "error": "no job 99; agentd ps --all lists them",
+    }
 
 
 def test_a_fault_of_ours_is_one_line_unless_asked_for_more(agentd: Shell) -> None:
@@ -259,7 +266,7 @@ def test_wait_passes_codes_on(agentd: Shell) -> None:
     assert agentd("wait", "--fail-any", good, bad, hit).code == 4
     assert agentd("wait", "--fail-any", "--print", good, bad, hit).out == f"{bad}\n"
     assert [job["wait_code"] for job in json.loads(agentd("wait", "--json", good, bad).out)] == [0, 4]
-    assert agentd("wait", "99") == (127, "", "agentd: no job 99\n")
+    assert agentd("wait", "99") == (127, "", "agentd: no job 99; agentd ps --all lists them\n")
     assert agentd("wait", "--all").code == 0
     assert agentd("wait", "--any") == (127, "", "agentd: there is no job to wait for\n")
 
@@ -298,7 +305,7 @@ def test_kill_is_done_when_the_whole_tree_is_gone(agentd: Shell) -> None:
     assert job.finish().code == 137
     assert agentd("kill", "1") == (1, "", "agentd: job 1 has already ended\n")
     assert agentd("kill", "--ignore-missing", "1", "99").code == 0
-    assert agentd("kill", "99") == (1, "", "agentd: no job 99\n")
+    assert agentd("kill", "99") == (1, "", "agentd: no job 99; agentd ps --all lists them\n")
 
 
 def test_kill_9_and_several_at_once(agentd: Shell) -> None:
@@ -313,7 +320,8 @@ def test_a_signal_that_ends_nothing_is_delivered(agentd: Shell) -> None:
     job.until(b"ready\n")
     assert agentd("kill", "-USR1", "1").code == 0
     assert job.finish() == (5, "ready\ncaught\n", "")
-    assert agentd("kill", "-s", "NONSENSE", "1") == (2, "", 'agentd: there is no signal "NONSENSE"\n')
+    told = 'agentd: there is no signal "NONSENSE"; agentd kill -l lists them\n'
+    assert agentd("kill", "-s", "NONSENSE", "1") == (2, "", told)
 
 
 def test_signals_are_listed_without_a_daemon(agentd: Shell) -> None:
@@ -386,7 +394,7 @@ def test_ps_is_drawn_anew_when_something_happens(agentd: Shell) -> None:
 
 def test_restart_is_a_new_attempt(agentd: Shell) -> None:
     agentd("run", "sh", "-c", "echo attempt $AGENTD_ATTEMPT; exit 2")
-    assert agentd.ok("restart", "1") == "2\n"
+    assert agentd("restart", "1") == (0, "1\n", "agentd: job 1 (sh): attempt 2\n")
     assert agentd("wait", "1").code == 2
     assert agentd.ok("logs", "1") == "attempt 2\n"
     assert agentd.ok("logs", "1", "--attempt", "1") == "attempt 1\n"
@@ -441,7 +449,7 @@ def test_unknown_jobs_are_told_with_the_nearest(agentd: Shell) -> None:
     told = 'agentd: no job "7;rm -rf ~"; agentd ps --all lists them\n'
     assert agentd("logs", "7;rm -rf ~") == (1, "", told)
     assert agentd("logs", "\x1b[2J").err == 'agentd: no job "\\x1b[2J"; agentd ps --all lists them\n'
-    assert agentd("logs", "99") == (1, "", "agentd: no job 99\n")
+    assert agentd("logs", "99") == (1, "", "agentd: no job 99; agentd ps --all lists them\n")
     assert agentd("wait", "bui").code == 0
     assert agentd("rm", "bui").code == 1
 

@@ -13,6 +13,7 @@ from agentd.config import (
     Limits,
     Log,
     Secrets,
+    TooMuch,
     Trash,
     Worktrees,
     load,
@@ -74,17 +75,23 @@ def test_an_empty_file_says_nothing(path: Path) -> None:
     ("text", "sentence"),
     [
         ("[limits", "cannot read {}: Expected ']' at the end of a table declaration (at end of document)"),
-        ("limits = 3", "cannot use {}: Expected `object`, got `int` - at `$.limits`"),
-        ("[limit]\nrunning = 1", "cannot use {}: Object contains unknown field `limit`"),
-        ("[limits]\nruning = 1", "cannot use {}: Object contains unknown field `runing` - at `$.limits`"),
-        ('[limits]\nrunning = "1"', "cannot use {}: Expected `int`, got `str` - at `$.limits.running`"),
-        ("[limits]\nrunning = true", "cannot use {}: Expected `int`, got `bool` - at `$.limits.running`"),
-        ("[limits]\nrunning = 0", "cannot use {}: Expected `int` >= 1 - at `$.limits.running`"),
-        ("[limits]\nqueued = -1", "cannot use {}: Expected `int` >= 0 - at `$.limits.queued`"),
-        ("[trash]\ndays = -1", "cannot use {}: Expected `int` >= 0 - at `$.trash.days`"),
-        ("[secrets]\nnames = [1]", "cannot use {}: Expected `str`, got `int` - at `$.secrets.names[0]`"),
-        ('[log]\nmax = "lots"', 'cannot use {}: "lots" is not a size such as 64M or 1G'),
-        ('[worktree]\nmax_snapshot = "-1"', 'cannot use {}: "-1" is not a size such as 64M or 1G'),
+        ("limits = 3", "cannot use {}: limits must be a table, not a whole number"),
+        (
+            "[limit]\nrunning = 1",
+            'cannot use {}: there is no table "limit"; there is limits, secrets, log, worktree, trash',
+        ),
+        ("[limits]\nruning = 1", 'cannot use {}: [limits] has no key "runing"; there is running, queued'),
+        ('[limits]\nrunning = "1"', "cannot use {}: limits.running must be a whole number, not a text in quotes"),
+        ("[limits]\nrunning = true", "cannot use {}: limits.running must be a whole number, not true or false"),
+        ("[limits]\nrunning = 0", "cannot use {}: limits.running must be a whole number of at least 1"),
+        ("[limits]\nqueued = -1", "cannot use {}: limits.queued must be a whole number of at least 0"),
+        ("[trash]\ndays = -1", "cannot use {}: trash.days must be a whole number of at least 0"),
+        ("[secrets]\nnames = [1]", "cannot use {}: secrets.names[0] must be a text in quotes, not a whole number"),
+        ('[log]\nmax = "lots"', 'cannot use {}: log.max: "lots" is not a size such as 64M or 1G'),
+        (
+            '[worktree]\nmax_snapshot = "-1"',
+            'cannot use {}: worktree.max_snapshot: "-1" is not a size such as 64M or 1G',
+        ),
     ],
     ids=range(12),
 )
@@ -142,6 +149,7 @@ NO_TIMES = [
     "9" * 33,
     "m5",
     "5m\n",
+    "٣m",
 ]
 
 
@@ -152,8 +160,13 @@ def test_no_time(text: str) -> None:
 
 
 def test_more_than_ten_years() -> None:
-    with pytest.raises(ValueError, match='"4000d" is more than ten years'):
+    with pytest.raises(TooMuch, match='"4000d" is more than ten years'):
         parse_duration("4000d")
+
+
+def test_more_than_any_disk() -> None:
+    with pytest.raises(TooMuch, match='"9999999T" is more than 1 EiB'):
+        parse_size("9999999T")
 
 
 @given(some.text(max_size=40))
@@ -172,7 +185,7 @@ def test_a_size(text: str) -> None:
     assert parse_size(text) == SIZES[text]
 
 
-@pytest.mark.parametrize("text", ["", "M", "-1", "1.5G", "1 G", "1P", "9" * 16, "0x10", "lots", "1K1K"])
+@pytest.mark.parametrize("text", ["", "M", "-1", "1.5G", "1 G", "1P", "9" * 16, "0x10", "lots", "1K1K", "٣M"])
 def test_no_size(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size such as 64M or 1G"):
         parse_size(text)

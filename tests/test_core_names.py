@@ -164,20 +164,20 @@ def test_a_word_means_a_job(ref: int | str, id: int) -> None:
 @pytest.mark.parametrize(
     ("ref", "sentence", "code"),
     [
-        ("99", "no job 99", "unknown_job"),
+        ("99", "no job 99; agentd ps --all lists them", "unknown_job"),
         (-1, 'no job "-1"; agentd ps --all lists them', "unknown_job"),
         ("old", 'no job "old"; agentd ps --all lists them', "unknown_job"),
         ("tsts", 'no job "tsts"; did you mean tests?', "unknown_job"),
         ("7;rm -rf ~", 'no job "7;rm -rf ~"; agentd ps --all lists them', "unknown_job"),
         ("", 'no job ""; agentd ps --all lists them', "unknown_job"),
         ("t", '"t" could be tests (2), tests-slow (3), theirs (5); say which', "ambiguous_job"),
-        ("%9", "no job %9 of yours", "unknown_job"),
-        ("%nosuch", 'no job of yours matches "%nosuch"', "unknown_job"),
-        ("%?nosuch", 'no job of yours matches "%?nosuch"', "unknown_job"),
+        ("%9", "no job %9 of yours; agentd jobs --all lists them", "unknown_job"),
+        ("%nosuch", 'no job of yours matches "%nosuch"; agentd jobs --all lists them', "unknown_job"),
+        ("%?nosuch", 'no job of yours matches "%?nosuch"; agentd jobs --all lists them', "unknown_job"),
         ("%pytest", '"%pytest" could be tests (2), tests-slow (3); say which', "ambiguous_job"),
         ("a\x1b[31m", 'no job "a\\x1b[31m"; agentd ps --all lists them', "unknown_job"),
         ("9" * 20, f'no job "{"9" * 20}"; agentd ps --all lists them', "unknown_job"),
-        ("%" + "9" * 5000, f'no job of yours matches "%{"9" * 199}…"', "unknown_job"),
+        ("%" + "9" * 5000, f'no job of yours matches "%{"9" * 199}…"; agentd jobs --all lists them', "unknown_job"),
         ("٣", 'no job "٣"; agentd ps --all lists them', "unknown_job"),  # a digit, but not ours
     ],
 )

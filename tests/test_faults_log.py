@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import faultlab
-from faultlab import KeeperTracer, Scene, needs_root, needs_trace, until
+from breaking import group, join, needs_root
+from faultlab import Scene, until
 from gitrepo import make_repo
+from tracing import Tracer, needs_tracer
 
 from agentd import jobdir, keeper
 
@@ -109,7 +111,7 @@ def test_git_is_started_when_the_system_has_room_for_it_again(tmp_path: Path) ->
         "try: print(run.git(['rev-parse', '--is-bare-repository'], cwd=sys.argv[1]).strip())\n"
         "except NotNow as error: print(error.message)\n"
     )
-    with faultlab.group("pids") as place:
+    with group("pids") as place:
         for patience, is_freed, answer in ((60.0, True, "false"), (0.3, False, "cannot start git: Resource")):
             (place / "pids.max").write_text("max")
             command = [sys.executable, "-c", program, top, str(patience)]
@@ -118,7 +120,7 @@ def test_git_is_started_when_the_system_has_room_for_it_again(tmp_path: Path) ->
                 command, stdin=pipe, stdout=pipe, text=True, env=faultlab.with_path(), cwd="/"
             ) as child:
                 assert child.stdin and child.stdout and child.stdout.readline() == "ready\n"
-                faultlab.join(place, child.pid)
+                join(place, child.pid)
                 (place / "pids.max").write_text("1")
                 child.stdin.write("go\n")
                 child.stdin.flush()
@@ -137,7 +139,7 @@ def refused(place: Path) -> int:
 # --- the status, when those that hold it are killed -----------------------------------------------------------
 
 
-@needs_trace
+@needs_tracer
 def test_a_pidfd_of_a_fork_that_never_ran_is_not_taken_for_the_agents(tmp_path: Path) -> None:
     """A keeper dies between record and "go", the next one starts the agent anew, and dies as well: the status that is
     written is the agent's, not that of the fork which gave up."""
@@ -146,7 +148,7 @@ def test_a_pidfd_of_a_fork_that_never_ran_is_not_taken_for_the_agents(tmp_path: 
         unexecuted = 0
         for nth in range(1, 200):
             (scene.proof / "go").unlink(missing_ok=True)
-            with KeeperTracer(scene.zygote(), nth):
+            with Tracer(scene.zygote(), nth, next_child=True):
                 id = scene.running(ENDS)
             is_between = bool(list(Path(scene.attempt(id)).glob("noexec-*.json")))
             if is_between:

@@ -17,13 +17,26 @@ EXIT_PIPE = 141  # 128 + SIGPIPE, as a shell tells of a program whose reader has
 
 def main() -> int:
     """Run the command line of this process; its exit code."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller: it wants to hear nothing
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
-        stream = getattr(sys, name)
+    open_closed_streams()
+    for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    return guarded(sys.argv[1:])
+    return guarded([as_utf8(word) for word in sys.argv[1:]])
+
+
+def as_utf8(word: str) -> str:
+    """Words are bytes, which Python may have read as another character set."""
+    return os.fsencode(word).decode("utf-8", "surrogateescape")
+
+
+def open_closed_streams() -> None:
+    """A stream that the caller has closed is /dev/null, under its own number: no file of ours may get that."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
 
 
 def guarded(args: Sequence[str]) -> int:
@@ -37,14 +50,26 @@ def guarded(args: Sequence[str]) -> int:
         silence()
         return EXIT_PIPE
     except AgentdError as error:
-        return tell(args, error.message, error.code, error.exit)
+        return tell(args, explained(error, args), error.code, error.exit)
     except Exception as error:
         if os.environ.get("AGENTD_DEBUG") == "1":
             raise
         if is_disk_full(error):
+            silence()  # else Python tries once more at its end, and complains
             return tell(args, f"cannot write the output: {error.strerror}", "disk_full", 75)  # type: ignore[attr-defined]
         what = f"agentd failed: {type(error).__name__}: {error}; AGENTD_DEBUG=1 shows where"
         return tell(args, what, "fault", EXIT_FAULT)
+
+
+def explained(error: AgentdError, args: Sequence[str]) -> str:
+    """A job was refused a method, of which it knows nothing: it called a verb."""
+    if not error.message.endswith(" is not allowed for jobs"):
+        return error.message
+    from agentd.cli.verbs import VERBS
+
+    verb = next((word for word in args if word in VERBS), "this")
+    own = "delegate, run, ps, jobs, logs, wait, inspect, result and diff"
+    return f"agentd {verb} is not allowed inside a job; {own} are"
 
 
 def dispatch(args: list[str]) -> int:

@@ -1,5 +1,6 @@
 """``agentd daemon start|stop|status``. Every verb starts the daemon by itself; these are for those who care."""
 
+import glob
 import os
 import select
 from typing import Annotated, Any
@@ -31,20 +32,26 @@ def stop(
     no_color: options.NoColor = False,
 ) -> None:
     """Stop the daemon, and wait until it has gone. Jobs go on, and a later daemon finds them."""
-    jobs = stop_daemon(kill_jobs)
+    told = stop_daemon(kill_jobs)
     if json:
-        options.print_json({"stopped": jobs is not None, "jobs": jobs or 0})
-    elif quiet:
-        return
-    elif jobs is None:
-        options.say("no daemon is running")
-    elif jobs:
-        options.say(f"stopped; {jobs} {'job goes' if jobs == 1 else 'jobs go'} on")
+        options.print_json({"stopped": told is not None, **(told or {"jobs": 0, "killed": 0})})
+    elif not quiet:
+        options.say("no daemon is running" if told is None else stop_sentence(kill_jobs, told["jobs"], told["killed"]))
 
 
-def stop_daemon(kill_jobs: bool) -> int | None:
-    """How many jobs go on; None if there was no daemon."""
+def stop_sentence(kill_jobs: bool, jobs: int | None, killed: int | None) -> str:
+    if jobs is None or killed is None:
+        return "stopped; it went before it could say how many jobs there were"
+    parts = [f"{render.count(killed, 'job was', 'jobs were')} ended"] if killed else []
+    if jobs:
+        parts.append(f"{render.count(jobs, 'job goes', 'jobs go')} on" + (", for they could not be ended" * kill_jobs))
+    return "; ".join(["stopped", *(parts or ["no job was running"])])
+
+
+def stop_daemon(kill_jobs: bool) -> dict[str, int | None] | None:
+    """How many jobs go on and how many were killed, each None if that cannot be told; None if there was no daemon."""
     with Client(start=False) as client:
+        client.start = kill_jobs and has_jobs(client.state_dir)  # without a daemon nobody could end them
         try:
             pid = int(client.ask("daemon.status")["pid"])
             pidfd = os.pidfd_open(pid)
@@ -56,14 +63,19 @@ def stop_daemon(kill_jobs: bool) -> int | None:
             return None
         try:
             try:
-                jobs = int(client.ask("daemon.stop", kill_jobs=kill_jobs)["jobs"])
+                told = client.ask("daemon.stop", kill_jobs=kill_jobs)
             except (ConnectionLost, NotNow):
-                jobs = 0  # it went before it could answer
+                told = {"jobs": None, "killed": None}  # it went before it could answer
             if not select.select([pidfd], [], [], PATIENCE_S)[0]:
                 raise Fault(f"the daemon (pid {pid}) does not end; see {client.state_dir}/daemon.log", "daemon_stays")
         finally:
             os.close(pidfd)
-    return jobs
+    return {"jobs": told.get("jobs"), "killed": told.get("killed")}
+
+
+def has_jobs(state_dir: str) -> bool:
+    """Some that have not ended, by their files."""
+    return any(not os.path.exists(f"{path}/end.json") for path in glob.glob(f"{glob.escape(state_dir)}/jobs/*/*/"))
 
 
 def status(json: options.Json = False, quiet: options.Quiet = False, no_color: options.NoColor = False) -> int:

@@ -36,14 +36,18 @@ def delegate(
     TASK is for an agent; a command stands after --, such as: agentd delegate "run the tests" -- make test
     """
     if more:
-        word = render.one_line(more[0], 80)
-        raise Usage(f'what is "{word}"? A task is one word in quotes, and a command stands after --', "usage")
+        what = f'what is "{render.one_line(more[0], 80)}"? A task is one word in quotes, and a command stands after --'
+        raise Usage(f"{what}: agentd delegate -- {render.one_line(' '.join([task, *more]), 200)}", "usage")
     argv: list[str] | None = ctx.meta.get("command")
+    if not argv and not task and name is None:  # a bad name is told first, by the daemon
+        raise Usage("delegate what? Give a command after --, such as: agentd delegate -- make test", "no_command")
+    check_place(base, with_changes, in_place)
     asked = options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max)
-    with Client(owner=owner) as client:
+    with Client(owner=options.owner_name(owner)) as client:
         answer = client.delegate_answer(
             argv or [],
             task=task,
+            cwd=options.here(),
             agent=agent or ("builtin" if argv is None else "command"),
             base=base,
             with_changes=with_changes,
@@ -58,6 +62,15 @@ def delegate(
     if quiet:
         return
     if job["base"]:
-        options.say(render.base_sentence(job, answer.get("base_ref")))
+        options.say(render.base_sentence(answer, with_changes))
     if excluded:
         options.say(render.excluded_sentence(job["id"], excluded))
+
+
+def check_place(base: str | None, with_changes: bool, in_place: bool) -> None:
+    """Options that contradict each other: none of them is passed over in silence."""
+    for option, is_given in (("--base", base is not None), ("--with-changes", with_changes)):
+        if in_place and is_given:
+            raise Usage(f"--in-place makes no worktree, so {option} means nothing; leave one of them out", "usage")
+    if with_changes and base is not None:
+        raise Usage("--with-changes starts from your tree as it is, so --base means nothing; leave one out", "usage")

@@ -33,7 +33,7 @@ def kill(
     if is_listing:
         return list_signals(jobs or [])
     if not jobs:
-        raise Usage("kill what? Name a job; agentd ps lists them", "usage")
+        raise Usage("kill what? Name a job, such as: agentd kill 7; agentd ps lists them", "usage")
     seconds = options.seconds("--grace", grace)
     with Client() as client:
         seq = int(client.ask("daemon.status")["newest_seq"])  # what happens from here on is not missed
@@ -82,7 +82,7 @@ def see_off(client: Client, since: int, ids: dict[int, int]) -> list[AgentdError
 
 def is_ending(name: str) -> bool:
     word = name.upper().removeprefix("SIG")
-    return word in ENDING or (word.isdigit() and signal.Signals(int(word)).name[3:] in ENDING)
+    return word in ENDING or (word.isascii() and word.isdigit() and signal.Signals(int(word)).name[3:] in ENDING)
 
 
 def list_signals(words: list[str]) -> int:
@@ -97,5 +97,6 @@ def list_signals(words: list[str]) -> int:
             else:
                 print(signal.Signals(number - 128 if number > 128 else number).name.removeprefix("SIG"))
         except (KeyError, ValueError):
-            raise Refused(f'there is no signal "{render.one_line(word, 80)}"', "bad_signal") from None
+            what = f'there is no signal "{render.one_line(word, 80)}"; agentd kill -l lists them'
+            raise Refused(what, "bad_signal") from None
     return os.EX_OK

@@ -19,10 +19,10 @@ from agentd.follow import Piece
 def logs(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Its id, its name, or %n, %+, %-.")],
     is_following: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job ends.")] = False,
-    tail: Annotated[int | None, typer.Option("-n", "--tail", metavar="N", min=0, help="The last N lines.")] = None,
+    tail: Annotated[str | None, typer.Option("-n", "--tail", metavar="N", help="The last N lines.")] = None,
     since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="10m ago, or an ISO date.")] = None,
     timestamps: Annotated[bool, typer.Option("-t", "--timestamps", help="When each line came.")] = False,
-    attempt: Annotated[int | None, typer.Option("--attempt", metavar="N", help="Of an earlier attempt.")] = None,
+    attempt: Annotated[str | None, typer.Option("--attempt", metavar="N", help="Of an earlier attempt.")] = None,
     stdout: Annotated[bool, typer.Option("--stdout", help="Only its standard output.")] = False,
     stderr: Annotated[bool, typer.Option("--stderr", help="Only its standard error.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Escape codes too, on a terminal.")] = False,
@@ -34,20 +34,24 @@ def logs(
     if exit_code and not is_following:
         raise Usage("--exit-code goes with -f: without it the job may not have ended", "usage")
     begin = None if since is None else moment(since)
-    client = Client(start=False)
-    path = follow.attempt_path(client.state_dir, resolve(client, job), attempt)
-    client.close()
+    lines, number = options.number("--tail", tail), options.number("--attempt", attempt, 1)
+    with Client(start=False) as client:
+        id = resolve(client, job)
+        path = follow.attempt_path(client.state_dir, id, number)
+    why = None if quiet or (is_following and not sys.stderr.isatty()) else why_silent(id, path, is_following)
+    if why:
+        options.say(why)
     wanted = follow.STREAMS if stdout == stderr else (("out",) if stdout else ("err",))
     printer = Printer(timestamps, is_clean=not raw and sys.stdout.isatty())
     with follow.Reader(path, wanted) as reader:
         if begin is not None:
             reader.skip_before(begin)
-        if tail is not None:
-            reader.skip_to_tail(tail)
+        if lines is not None:
+            reader.skip_to_tail(lines)
         told = 0
         for piece in follow.follow(reader) if is_following else reader.pieces():
             if reader.dropped > told and not quiet:
-                options.say(f"{reader.dropped - told} bytes were dropped here (--log-max)")
+                options.say(dropped_sentence(reader.dropped - told, path))
                 told = reader.dropped
             printer.show(piece)
         printer.finish()
@@ -76,6 +80,26 @@ def resolve(client: Client, ref: str) -> int:
             "unknown_job",
         )
     return id
+
+
+def why_silent(id: int, path: str, is_following: bool) -> str | None:
+    """Why there is no output, if there is none, by the files of the attempt."""
+    if follow.has_output(path):
+        return None
+    exit, end = follow.record(path, "exit.json") or {}, follow.record(path, "end.json")
+    if exit.get("reason") == "unstarted" and end is not None:
+        why = "it was killed before it started" if end.get("reason") == "killed" else str(exit.get("error"))
+        return f"job {id} was not started, so it wrote nothing: {render.one_line(why)}"
+    if end is not None:
+        return f"job {id} has ended and wrote nothing"
+    state = "has written nothing yet" if follow.record(path, "agent.json") else "has not started yet"
+    return f"job {id} {state}; " + ("what it writes comes here" if is_following else "agentd logs -f shows what comes")
+
+
+def dropped_sentence(dropped: int, path: str) -> str:
+    limit = int((follow.record(path, "spec.json") or {}).get("log_max") or 0)
+    keeps = f" keeps the last {render.size(limit)}" if limit else ""
+    return f"{render.size(dropped)} of output are missing here: --log-max{keeps}"
 
 
 def moment(text: str) -> int:

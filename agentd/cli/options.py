@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from agentd.cli import as_utf8
 from agentd.cli.render import one_line
-from agentd.core.errors import Usage
+from agentd.core.errors import Refused, Usage
 
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No talk on stderr; ids only.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
@@ -28,7 +29,10 @@ Leave = Annotated[
 ]
 Input = Annotated[bool, typer.Option("-i", "--input", help="Keep its standard input open.")]
 Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="At most so much memory: 512M, 2G.")]
-Processes = Annotated[int | None, typer.Option("--processes", metavar="N", min=1, help="At most so many processes.")]
+Processes = Annotated[str | None, typer.Option("--processes", metavar="N", help="At most so many processes.")]
+LEAST_MEMORY = 1 << 20
+MOST_PROCESSES = 1 << 22  # no kernel has more
+MOST = (1 << 63) - 1  # of any number: what the wire and the store take
 LogMax = Annotated[str | None, typer.Option("--log-max", metavar="SIZE", help="Keep the last so much; 0: all.")]
 
 
@@ -39,24 +43,26 @@ def limits(
     idle_timeout: str | None,
     leave: list[str] | None,
     memory: str | None,
-    processes: int | None,
+    processes: str | None,
     log_max: str | None,
 ) -> dict[str, Any]:
     """The parameters of jobs.delegate that these options stand for."""
+    if "" in (leave or []):
+        raise Usage("--leave: an empty pattern fits no process; give one such as 'ssh-agent*'", "bad_pattern")
     return {
         "name": name,
         "environment": environment(env or []),
         "timeout": seconds("--timeout", timeout) or None,
         "idle_timeout": seconds("--idle-timeout", idle_timeout) or None,
         "leave": leave or [],
-        "memory": size("--memory", memory) or None,
-        "processes": processes,
+        "memory": memory_limit(memory),
+        "processes": number("--processes", processes, 1, MOST_PROCESSES),
         "log_max": size("--log-max", log_max),
     }
 
 
 def environment(asked: list[str]) -> dict[str, str]:
-    found = dict(os.environ)
+    found = {as_utf8(name): as_utf8(value) for name, value in os.environ.items()}
     for item in asked:
         name, equals, value = item.partition("=")
         if not name:
@@ -71,10 +77,12 @@ def environment(asked: list[str]) -> dict[str, str]:
 def seconds(option: str, text: str | None) -> float | None:
     if text is None:
         return None
-    from agentd.config import parse_duration  # with msgspec: only those who give a time pay for it
+    from agentd.config import TooMuch, parse_duration  # with msgspec: only those who give a time pay for it
 
     try:
         return parse_duration(text)
+    except TooMuch as error:
+        raise Usage(f"{option}: {error}; leave it out for no limit", "bad_time") from None
     except ValueError:
         raise Usage(f'{option}: a time such as 30s, 5m or 1h30m, not "{one_line(text, 80)}"', "bad_time") from None
 
@@ -82,12 +90,51 @@ def seconds(option: str, text: str | None) -> float | None:
 def size(option: str, text: str | None) -> int | None:
     if text is None:
         return None
-    from agentd.config import parse_size
+    from agentd.config import TooMuch, parse_size
 
     try:
         return parse_size(text)
+    except TooMuch as error:
+        raise Usage(f"{option}: {error}; leave it out for no limit", "bad_size") from None
     except ValueError:
         raise Usage(f'{option}: a size such as 64M or 2G, not "{one_line(text, 80)}"', "bad_size") from None
+
+
+def memory_limit(text: str | None) -> int | None:
+    found = size("--memory", text)
+    if found is None or found >= LEAST_MEMORY:
+        return found
+    if found == 0:
+        raise Usage("--memory: 0 would leave the job no memory; leave the option out for no limit", "bad_size")
+    assert text is not None
+    hint = f"did you mean {text}M?" if text.isdigit() else "give at least 1M"
+    raise Usage(f"--memory: {text} is too little for any program ({found} bytes); {hint}", "bad_size")
+
+
+def number(option: str, text: str | None, least: int = 0, most: int = MOST) -> int | None:
+    """A whole number in plain digits; Usage otherwise."""
+    if text is None:
+        return None
+    if text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most:
+        return int(text)
+    is_open = most == MOST and not (text.isascii() and text.isdigit() and len(text) > 1)  # else it is too large
+    bounds = f"of at least {least}" if is_open else f"from {least} to {most}"
+    hint = "; leave it out for no limit" if option == "--processes" else ""
+    raise Usage(f'{option}: a whole number {bounds}, not "{one_line(text, 80)}"{hint}', "bad_number")
+
+
+def owner_name(given: str | None) -> str | None:
+    if given is not None and not (0 < len(given) <= 100 and given.isprintable()):
+        raise Usage(f'--owner: 1-100 printable characters, not "{one_line(given, 80)}"', "bad_name")
+    return given
+
+
+def here() -> str:
+    """The current folder."""
+    try:
+        return as_utf8(os.getcwd())
+    except FileNotFoundError:
+        raise Refused("the current folder has been removed; go to another one, and try again", "no_folder") from None
 
 
 def say(text: str) -> None:

@@ -10,7 +10,7 @@ from agentd.cli import options, render
 from agentd.client import Client
 
 All = Annotated[bool, typer.Option("-a", "--all", help="Those that have ended, too.")]
-Last = Annotated[int | None, typer.Option("-n", "--last", metavar="N", min=0, help="The N newest, ended ones too.")]
+Last = Annotated[str | None, typer.Option("-n", "--last", metavar="N", help="The N newest, ended ones too.")]
 Latest = Annotated[bool, typer.Option("-l", "--latest", help="The newest one.")]
 
 
@@ -26,16 +26,18 @@ def ps(
     no_color: options.NoColor = False,
 ) -> None:
     """List jobs that have not ended; -a: all."""
-    count = 1 if latest else last
+    count = 1 if latest else options.number("--last", last)
 
     def show() -> None:
-        jobs = chosen(client, all, mine, count)
+        jobs, ended = chosen(client, all, mine, count)
         if json:
             options.print_json(jobs)
         elif quiet:
             print_lines([str(job["id"]) for job in jobs])
         else:
             print_table(jobs, None if no_trunc else options.width(), options.has_color(no_color))
+            if not watch and not all and count is None:
+                tell_of_hidden(ended, bool(jobs), mine)
 
     with Client() as client:
         if not watch:
@@ -60,9 +62,23 @@ def draw(show: object) -> None:
     sys.stdout.flush()
 
 
-def chosen(client: Client, all: bool, mine: bool, count: int | None) -> list[render.View]:
-    jobs = client.jobs(all=all or count is not None, mine=mine)
-    return jobs if count is None else jobs[len(jobs) - min(count, len(jobs)) :]
+def chosen(client: Client, all: bool, mine: bool, count: int | None) -> tuple[list[render.View], int]:
+    """The jobs to be shown, and how many have ended."""
+    owner = client.owner if mine else None
+    answer = client.ask("jobs.list", all=all or count is not None, owner=owner)
+    jobs = answer["jobs"]
+    return jobs if count is None else jobs[len(jobs) - min(count, len(jobs)) :], answer["ended"]
+
+
+def tell_of_hidden(ended: int, is_any_shown: bool, mine: bool) -> None:
+    """To a person, and to whoever got an empty list."""
+    if is_any_shown and not (ended and sys.stderr.isatty()):
+        return
+    if ended:
+        whose, them = " --mine" if mine else "", "it" if ended == 1 else "them"
+        options.say(f"{render.count(ended, 'job has', 'jobs have')} ended; agentd ps --all{whose} shows {them}")
+    else:
+        options.say("there are no jobs yet; agentd delegate --help says how to start one")
 
 
 def print_table(jobs: list[render.View], width: int | None, is_colored: bool) -> None:

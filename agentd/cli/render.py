@@ -4,7 +4,7 @@ import re
 import signal
 import unicodedata
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 View = dict[str, Any]
@@ -66,6 +66,30 @@ def span(seconds: float) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
+def span_in_full(seconds: float) -> str:
+    """As one would write it after ``--timeout``: ``1h30m``, ``90s`` is ``1m30s``, ``0.5s``."""
+    whole, parts = int(seconds), []
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if whole >= length:
+            parts.append(f"{whole // length}{unit}")
+            whole %= length
+    rest = round(whole + seconds - int(seconds), 3)
+    return "".join(parts) + (f"{rest:g}s" if rest or not parts else "")
+
+
+def size(number: int) -> str:
+    """``1 GiB``, ``1.5 KiB``, ``7 bytes``."""
+    if number < 1024:
+        return count(number, "byte")
+    power = min((number.bit_length() - 1) // 10, 5)
+    return f"{number / 1024**power:.1f}".removesuffix(".0") + " " + ("", "KiB", "MiB", "GiB", "TiB", "PiB")[power]
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def running_time(job: View, now: float) -> str:
     """How long it ran or runs; while it has not started, how long it has been there."""
     start = moment(job["started_at"])
@@ -94,8 +118,13 @@ def job_row(job: View, now: float) -> list[str]:
 
 def state_words(job: View) -> str:
     if job["state"] == "done":
-        return str(job["outcome"])
+        return f"{job['outcome']} (merged)" if is_merged(job) else str(job["outcome"])
     return f"{job['state']} ({one_line(job['waiting'], 60)})" if job["waiting"] else str(job["state"])
+
+
+def is_merged(job: View) -> bool:
+    """Is what this attempt did in a branch?"""
+    return bool(job["merged"]) and job["merged"]["attempt"] == job["attempt"]
 
 
 def exit_word(job: View) -> str:
@@ -124,7 +153,7 @@ def outcome_sentence(job: View) -> str | None:
     reason = one_line(job["reason"] or "", 300)
     match job["outcome"]:
         case "unstarted":
-            return f"{head} was not started: {reason}"
+            return f"{head} was not started: {reason}{quotes_hint(job['argv'])}"
         case "timed_out":
             return f"{head} met its time limit ({reason})"
         case "limited":
@@ -140,9 +169,21 @@ def outcome_sentence(job: View) -> str | None:
     return None
 
 
-def base_sentence(job: View, base_ref: str | None) -> str:
-    branch = (base_ref or "").removeprefix("refs/heads/")
-    return f"job {job['id']} starts from {job['base'][:10]}" + (f" ({one_line(branch, 100)})" if branch else "")
+def quotes_hint(argv: Sequence[str]) -> str:
+    """For who put a whole command between quotes."""
+    if len(argv) != 1 or " " not in argv[0].strip():
+        return ""
+    return f"; a command is given word by word, as in: agentd run {one_line(argv[0], 200)}"
+
+
+def base_sentence(answer: View, with_changes: bool) -> str:
+    """What a new job starts from: a commit of a branch, or a snapshot of the calling tree."""
+    job, branch = answer["job"], (answer["base_ref"] or "").removeprefix("refs/heads/")
+    where = f" ({one_line(branch, 100)})" if branch else ""
+    if answer["snapshot"]:
+        return f"job {job['id']} has your changes, as snapshot {answer['snapshot'][:10]}{where}"
+    nothing = "; your tree has no changes to take along" if with_changes else ""
+    return f"job {job['id']} starts from {job['base'][:10]}{where}{nothing}"
 
 
 def excluded_sentence(id: int, excluded: View) -> str:
@@ -195,11 +236,17 @@ def event_line(event: View) -> str:
     about = f"job {event['job']}" if event["job"] else "-"
     if event["job"] and (event["attempt"] or 1) > 1:
         about += f".{event['attempt']}"
-    facts = " ".join(f"{key}={fact(value)}" for key, value in event["data"].items() if value not in (None, [], {}, ""))
+    facts = " ".join(
+        f"{key}={fact(value, key)}" for key, value in event["data"].items() if value not in (None, [], {}, "")
+    )
     return f"{event['seq']:>6}  {event['at']}  {about:<8}  {event['type']:<18} {facts}".rstrip()
 
 
-def fact(value: Any) -> str:
+def fact(value: Any, key: str = "") -> str:
+    if key.endswith("_at") and isinstance(value, float):
+        return datetime.fromtimestamp(value, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if key == "diffstat" and isinstance(value, dict):
+        return f"{count(value['files'], 'file').replace(' ', ':')},+{value['insertions']},-{value['deletions']}"
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return one_line(" ".join(value), 200)
     if isinstance(value, dict | list):
@@ -240,66 +287,3 @@ def cut(text: str, size: int) -> str:
     while columns_of(text) > size - 1:
         text = text[:-1]
     return text + "…"
-
-
-# --- one job, whole -----------------------------------------------------------------------------------------
-
-
-def sheet(document: View, now: float) -> list[str]:
-    """``inspect`` for people."""
-    job, spec = document["job"], document["spec"]
-    worktree = document["worktree"] or {}
-    pairs = [
-        ("job", f"{job['id']}  {job['name']}" + ("  (in the trash)" if job["removed"] else "")),
-        ("state", state_words(job) + (f", exit {exit_word(job)}" if job["state"] == "done" else "")),
-        ("reason", job["reason"]),
-        ("result", result_words(job["result"] or {})),
-        ("task", job["task"]),
-        ("command", command_text(job["argv"])),
-        ("agent", job["agent"]),
-        ("owner", f"{one_line(job['owner'])}  (%{job['number']})"),
-        ("called from", job["cwd"]),
-        ("worktree", job["worktree"]),
-        ("branch", job["branch"]),
-        ("base", job["base"]),
-        ("not there", ", ".join(worktree.get("missing") or [])),
-        ("parent", job["parent"]),
-        ("created", job["created_at"]),
-        ("started", job["started_at"]),
-        ("ended", job["ended_at"]),
-        ("time", running_time(job, now)),
-        ("pid", job["pid"] if job["state"] != "done" else None),
-        ("limits", limit_words(spec)),
-        ("ended with it", process_words(job["swept"])),
-        ("left alive", process_words(job["left"])),
-    ]
-    lines = [f"{name + ':':<15}{one_line(str(value))}" for name, value in pairs if value not in (None, "")]
-    for attempt in document["attempts"]:
-        log = attempt["log"]
-        lines.append(
-            f"{'attempt ' + str(attempt['attempt']) + ':':<15}{one_line(attempt['path'])}"
-            f"  (stdout {log['out']} bytes, stderr {log['err']} bytes)"
-        )
-    if document["events"]:
-        lines += ["events:", *(event_line(event) for event in document["events"][-20:])]
-    return lines
-
-
-def result_words(result: View) -> str:
-    stat = result.get("diffstat")
-    if isinstance(stat, dict):
-        return " ".join(f"{key}={fact(value)}" for key, value in stat.items())
-    if result.get("error"):
-        return f"error: {one_line(str(result['error']))}"
-    if result.get("changed") is False:
-        return "no changes"
-    return one_line(str(stat)) if stat else ""
-
-
-def limit_words(spec: View) -> str:
-    names = ("timeout", "idle_timeout", "memory", "processes", "log_max")
-    return ", ".join(f"{name.replace('_', '-')} {spec[name]:g}" for name in names if spec.get(name))
-
-
-def process_words(processes: Sequence[View]) -> str:
-    return "; ".join(f"{p['pid']} {one_line(str(p['command']), 80)}" for p in processes)

@@ -14,10 +14,12 @@ def restart(
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
 ) -> None:
-    """Start an ended job again; prints the number of the attempt. Gives a waiting job the secrets it needs."""
+    """Start an ended job again; prints its id. Gives a waiting job the secrets it needs."""
     with Client() as client:
         view = client.restart(job)
     if json:
         options.print_json(view)
-    else:
-        print(view["attempt"])
+        return
+    print(view["id"], flush=True)
+    if not quiet:
+        options.say(f"job {view['id']} ({view['name']}): attempt {view['attempt']}")

@@ -20,7 +20,7 @@ def rm(
     removed: list[render.View] = []
     problems: list[AgentdError] = []
     with Client() as client:
-        for ref in jobs:
+        for ref in dict.fromkeys(jobs):
             try:
                 removed.append(remove(client, ref, force))
             except Refused as error:

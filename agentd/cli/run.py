@@ -42,12 +42,14 @@ def run(
     terminal is closed it goes on.
     """
     if not command:
-        raise Usage("cannot run nothing: give a command, such as: agentd run make test", "no_command")
+        raise Usage("run what? Give a command, such as: agentd run make test", "no_command")
     if json and not detach:
         raise Usage("--json goes with -d only: in the foreground stdout is the command's own", "usage")
     asked = options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max)
-    with Client(owner=owner) as client:
-        place = os.path.abspath(workdir or os.getcwd())
+    if workdir == "":
+        raise Usage("--workdir: an empty name is no folder; leave it out for this one", "bad_cwd")
+    with Client(owner=options.owner_name(owner)) as client:
+        place = workdir if workdir and os.path.isabs(workdir) else os.path.normpath(f"{options.here()}/{workdir or ''}")
         if not detach:
             return Foreground(client, quiet).run(command, place, input, asked)
         job = client.delegate(command, cwd=place, in_place=True, input=input, **asked)

@@ -25,7 +25,7 @@ def send(
 ) -> None:
     """Send text to a job's standard input. It is queued durably; the job reads it when it likes."""
     if text is None and not eof and sys.stdin.isatty():
-        raise Usage("send what? Give a TEXT, pipe something in, or use --eof", "usage")
+        raise Usage("send what? Give a TEXT, pipe something in, or use --eof; see: agentd send --help", "usage")
     queued = 0
     with Client() as client:
         if text is not None:

@@ -18,7 +18,8 @@ def undo(
 ) -> None:
     """Put a removed job back, with its worktree and its changes; alone: list the trash."""
     if job is not None and not (job.isascii() and job.isdigit() and len(job) < 16):
-        raise Usage(f'"{render.one_line(job, 80)}" is no id: in the trash a name may stand for several', "bad_id")
+        what = f'"{render.one_line(job, 80)}" is no id, and in the trash a name may be of several'
+        raise Usage(f"{what}; agentd undo lists the ids", "bad_id")
     with Client() as client:
         if job is None:
             trash = list(client.ask("jobs.undo", owner=client.owner)["trash"])

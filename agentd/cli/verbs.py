@@ -25,6 +25,9 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "send": ("agentd.cli.send", "send", "Send text to a job's standard input."),
     "inspect": ("agentd.cli.inspect", "inspect", "Show everything about a job."),
     "events": ("agentd.cli.events", "events", "Show what has happened; -f: as it happens."),
+    "result": ("agentd.cli.result", "result", "Show what came of a job: facts that agentd saw itself."),
+    "diff": ("agentd.cli.diff", "diff", "Show what a job changed, also while it runs."),
+    "merge": ("agentd.cli.merge", "merge", "Bring a job's work home, into a branch."),
     "restart": ("agentd.cli.restart", "restart", "Start an ended job again, in the same place."),
     "rm": ("agentd.cli.rm", "rm", "Move ended jobs to the trash."),
     "undo": ("agentd.cli.undo", "undo", "Take a job out of the trash; alone: list the trash."),
@@ -36,6 +39,20 @@ DAEMON_VERBS: dict[str, tuple[str, str, str]] = {
     "stop": ("agentd.cli.daemon", "stop", "Stop the daemon; jobs go on unless --kill-jobs."),
     "status": ("agentd.cli.daemon", "status", "Is it running? 0: yes, 3: no."),
     "doctor": ("agentd.cli.doctor", "doctor", "The same as agentd doctor."),
+}
+# What the verbs are called elsewhere.
+ELSEWHERE = {
+    **dict.fromkeys(("ls", "list", "status", "queue"), "ps"),
+    **dict.fromkeys(("add", "submit", "spawn", "task"), "delegate"),
+    **dict.fromkeys(("exec", "start", "bg"), "run -d"),
+    **dict.fromkeys(("log", "output", "tail", "follow", "cat"), "logs"),
+    **dict.fromkeys(("stop", "pause"), "kill -STOP"),
+    **dict.fromkeys(("cont", "resume", "unpause"), "kill -CONT"),
+    **dict.fromkeys(("show", "info", "describe"), "inspect"),
+    **dict.fromkeys(("remove", "delete", "prune", "drop"), "rm"),
+    **dict.fromkeys(("trash", "restore"), "undo"),
+    "help": "--help",
+    "version": "--version",
 }
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
@@ -64,8 +81,9 @@ class LazyGroup(TyperGroup):
         if word not in self.table():
             import difflib
 
-            close = difflib.get_close_matches(word, self.table(), n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else f"agentd {self.name_in_path()}--help lists them"
+            known = ELSEWHERE.get(word) if self.table() is VERBS else None
+            close = known or "".join(difflib.get_close_matches(word, self.table(), n=1, cutoff=0.5))
+            hint = f"did you mean {close}?" if close else f"agentd {self.name_in_path()}--help lists them"
             raise Usage(f'there is no verb "{one_line(word, 80)}"; {hint}', "no_such_verb")
         return super().resolve_command(ctx, args)
 
@@ -88,13 +106,20 @@ class AfterDashes(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+SIGNAL = re.compile(r"-([0-9]+|[A-Z][A-Z0-9]+)")
+TAKES_VALUE = ("-s", "--signal", "--grace")
+
+
 class SignalCommand(TyperCommand):
     """``-9``, ``-KILL`` and ``-SIGKILL`` are signals, as kill(1) has it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         before = args[: args.index("--")] if "--" in args else args
-        signals = [f"--signal={word[1:]}" if re.fullmatch(r"-(\d+|[A-Z][A-Z0-9]+)", word) else word for word in before]
-        return super().parse_args(ctx, signals + args[len(before) :])
+        words = [
+            f"--signal={word[1:]}" if SIGNAL.fullmatch(word) and previous not in TAKES_VALUE else word
+            for previous, word in zip(["", *before], before, strict=False)
+        ]
+        return super().parse_args(ctx, words + args[len(before) :])
 
 
 SPECIAL: dict[str, type[TyperCommand]] = {"delegate": AfterDashes, "kill": SignalCommand}
@@ -172,10 +197,29 @@ def command_start(words: Sequence[str]) -> int:
 
 
 def sentence(error: TyperException, args: Sequence[str]) -> str:
-    """typer's words for a wrong command line, with the way to the help."""
-    said = error.format_message().strip().rstrip(".")
-    said = re.sub(r"\s+", " ", said)
-    verb = next((word for word in args if word in VERBS), "")
-    if re.match(r"(got|no|missing|option|invalid|there|could)\b", said.lower()):
-        said = said[0].lower() + said[1:]
-    return f"{said}; see: agentd {verb + ' ' if verb else ''}--help"
+    """What is wrong with the command line, in our words, with the way to the help."""
+    said = re.sub(r"\s+", " ", error.format_message()).strip().rstrip(".")
+    context = getattr(error, "ctx", None)
+    verb = next((f" {word}" for word in args if word in VERBS), "")
+    path = getattr(context, "command_path", None) or f"agentd{verb}"
+    option = one_line(str(getattr(error, "option_name", "")), 80)
+    if option:
+        wrong = wrong_option(option, said)
+    elif said.startswith("Missing command"):
+        wrong = f"{path.rpartition(' ')[2]} what? There is {', '.join(DAEMON_VERBS)}"
+    elif said.startswith("Missing argument"):
+        wrong = f"{path.rpartition(' ')[2]} what? Name a job; agentd ps --all lists them"
+    elif extra := re.match(r"Got unexpected extra argument(?:s|\(s\))? \((.*)\)", said):
+        wrong = f'what is "{one_line(extra[1], 80)}"? {path} takes fewer words'
+    else:
+        wrong = said[:1].lower() + said[1:]
+    return wrong if "did you mean" in wrong else f"{wrong}; see: {path} --help"
+
+
+def wrong_option(option: str, said: str) -> str:
+    if "requires an argument" in said:
+        return f"{option} needs a value"
+    if "does not take a value" in said:
+        return f"{option} takes no value"
+    near = re.search(r"\(Possible options: (.*)\)|Did you mean (.*)\?", said)
+    return f"there is no option {option}" + (f"; did you mean {near[1] or near[2]}?" if near else "")

@@ -6,7 +6,7 @@ import typer
 
 from agentd.cli import options, render
 from agentd.client import Client
-from agentd.core.errors import EXIT_FAULT, EXIT_NO, EXIT_NOT_FOUND, EXIT_TIMED_OUT, AgentdError, Refused, Usage
+from agentd.core.errors import EXIT_FAULT, EXIT_NO, EXIT_NOT_FOUND, EXIT_TIMED_OUT, AgentdError, NotNow, Refused, Usage
 
 PASSED = ("queued", "preparing", "starting", "running")
 
@@ -29,9 +29,9 @@ def wait(
     """
     refs: list[Any] = list(jobs or [])
     if refs and all:
-        raise Usage("--all goes without JOB", "usage")
+        raise Usage("--all goes without JOB: it waits for all jobs; leave one of them out", "usage")
     if not refs and not all and not any:
-        raise Usage("wait for what? Name a job, or use --all or --any", "usage")
+        raise Usage("wait for what? Name a job, such as: agentd wait 7, or use --all or --any", "usage")
     seconds = options.seconds("--timeout", timeout)
     with Client() as client:
         if not refs:
@@ -40,12 +40,7 @@ def wait(
             refs = [id for id in refs if id != own]
             if not refs:
                 return nothing(any, json)
-        try:
-            answer = client.wait(refs, any=any, until=until, timeout=seconds)
-        except Refused as error:
-            if error.code != "unknown_job":
-                raise
-            raise Refused(error.message, error.code, EXIT_NOT_FOUND) from None
+        answer = ask(client, refs, any, until, seconds)
     found = answer["jobs"]
     if answer["timed_out"]:
         raise AgentdError(still_there(found, until, timeout or ""), "wait_timed_out", EXIT_TIMED_OUT)
@@ -60,11 +55,25 @@ def wait(
     return code_of(decisive, until)
 
 
+def ask(client: Client, refs: list[Any], any: bool, until: str, seconds: float | None) -> dict[str, Any]:
+    try:
+        return client.wait(refs, any=any, until=until, timeout=seconds)
+    except Refused as error:
+        if error.code != "unknown_job":
+            raise
+        raise Refused(error.message, error.code, EXIT_NOT_FOUND) from None
+    except NotNow as error:
+        if error.code != "daemon_stopped":
+            raise
+        what = "the wait was cut off, for the daemon was stopped: this 75 is not the job's; jobs go on, so wait again"
+        raise NotNow(what, error.code) from None
+
+
 def own_job() -> int | None:
     import os
 
     word = os.environ.get("AGENTD_JOB", "")
-    return int(word) if word.isdigit() else None
+    return int(word) if word.isascii() and word.isdigit() else None
 
 
 def nothing(any: bool, json: bool) -> int:
@@ -76,7 +85,8 @@ def nothing(any: bool, json: bool) -> int:
 
 
 def still_there(jobs: list[render.View], until: str, timeout: str) -> str:
-    late = [job for job in jobs if job["state"] != "done" and job["state"] != until]
+    known = {job["id"]: job for job in jobs}.values()
+    late = [job for job in known if job["state"] != "done" and job["state"] != until]
     names = ", ".join(f"job {job['id']} ({job['name']}) is {job['state']}" for job in late[:5])
     return f"the wait timed out after {render.one_line(timeout, 20)}: {names}" + (", …" if len(late) > 5 else "")
 

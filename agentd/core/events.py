@@ -1,6 +1,6 @@
 """Facts, in the past tense. Each carries its own time: the core has no clock."""
 
-from agentd.core.job import Ended, Fact, Progress
+from agentd.core.job import Ended, Fact, Merged, Progress
 
 
 class Admitted(Fact, frozen=True):
@@ -114,6 +114,13 @@ class ResultSettled(Fact, frozen=True):
     is_gone: bool
 
 
+class WorkMerged(Fact, frozen=True):
+    """Its work is in a branch."""
+
+    at: float
+    merged: Merged
+
+
 class RemoveAsked(Fact, frozen=True):
     at: float
     by: str
@@ -154,6 +161,7 @@ Event = (
     | KillAsked
     | RestartAsked
     | ResultSettled
+    | WorkMerged
     | RemoveAsked
     | RemovedToTrash
     | RemoveFailed

@@ -55,7 +55,7 @@ def find(ref: Ref, jobs: Jobs, owner: str, exact: bool = False) -> Job:
     if text.isascii() and text.isdigit() and len(text) < 16:
         job = jobs.get(int(text))
         if job is None:
-            raise Refused(f"no job {int(text)}", "unknown_job")
+            raise Refused(f"no job {int(text)}; agentd ps --all lists them", "unknown_job")
         return job
     listed = [job for job in jobs.values() if isinstance(job.shelf, Kept)]
     if text.startswith("%"):
@@ -86,7 +86,7 @@ def _find_of_owner(text: str, jobs: list[Job]) -> Job:
     if word.isascii() and word.isdigit() and len(word) < 16:
         found = [job for job in jobs if job.number == int(word)]
         if not found:
-            raise Refused(f"no job {text} of yours", "unknown_job")
+            raise Refused(f"no job {text} of yours; agentd jobs --all lists them", "unknown_job")
         return max(found, key=lambda job: job.id)
     if word.startswith("?"):
         found = [job for job in jobs if word[1:] in _command(job)]
@@ -96,7 +96,7 @@ def _find_of_owner(text: str, jobs: list[Job]) -> Job:
     if len(live) == 1:
         return live[0]
     if not live:
-        raise Refused(f'no job of yours matches "{escaped(text)}"', "unknown_job")
+        raise Refused(f'no job of yours matches "{escaped(text)}"; agentd jobs --all lists them', "unknown_job")
     names = ", ".join(f"{job.name} ({job.id})" for job in live[:5])
     raise Refused(f'"{escaped(text)}" could be {names}; say which', "ambiguous_job")
 

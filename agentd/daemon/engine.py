@@ -17,7 +17,7 @@ from agentd.core.effects import Effect, Reschedule
 from agentd.core.job import Job
 from agentd.core.jobs import Jobs
 from agentd.core.machine import Notice
-from agentd.store import Change, Entry, Store, Subscriber, Work
+from agentd.store import Change, Entry, Store, Subscriber, Work, not_saved
 
 Perform = Callable[[Job, Effect], Awaitable[None]]
 
@@ -79,6 +79,8 @@ class Engine:
 
     async def apply(self, id: int, event: on.Event, must: bool = True) -> Job:
         """Let ``event`` happen to a job. Refused if it cannot; NotNow if it cannot be saved (unless ``must``)."""
+        if not must and self.store.trouble is not None:
+            raise not_saved(self.store.trouble)  # a fact about this very job may wait, and hold the lock
         async with self.locks.of(id):
             step = machine.step(self.jobs[id], event)
             if step.job != self.jobs[id] or step.notices:

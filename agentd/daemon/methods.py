@@ -5,6 +5,7 @@ import base64
 import binascii
 import contextlib
 import os
+import resource
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -36,6 +37,7 @@ from agentd.core.text import decode
 from agentd.daemon import inputs, perform, profiles, restarts, specs
 from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
+from agentd.daemon.merging import Merging
 from agentd.daemon.perform import Performer
 from agentd.daemon.server import Connection
 from agentd.daemon.views import event_view, iso, job_view
@@ -69,6 +71,7 @@ class Methods:
         self.feed = feed
         self.stop = stop
         self.facts = facts
+        self.merging = Merging(state_dir, engine)
         self.next_id = max(engine.jobs, default=0) + 1
         self.names_in_use: set[str] = set()
         """Names of jobs that are being made."""
@@ -93,12 +96,9 @@ class Methods:
 
     async def do_jobs_list(self, connection: Connection, ask: protocol.ListJobs) -> dict[str, Any]:
         pool = self.engine.jobs if ask.all else self.engine.jobs.live
-        found = [
-            job
-            for job in self.visible(connection, pool)
-            if isinstance(job.shelf, Kept) and (ask.owner is None or job.owner == ask.owner)
-        ]
-        return {"jobs": [job_view(job) for job in sorted(found, key=lambda job: job.id)]}
+        found = [job for job in self.visible(connection, pool) if is_listed(job, ask)]
+        ended = [job for job in self.visible(connection, self.engine.jobs) if job.is_done and is_listed(job, ask)]
+        return {"jobs": [job_view(job) for job in sorted(found, key=lambda job: job.id)], "ended": len(ended)}
 
     def visible(self, connection: Connection, pool: dict[int, Job]) -> list[Job]:
         """All jobs; through a job's own socket itself and what descends from it."""
@@ -164,7 +164,7 @@ class Methods:
         if ask.key:
             known = self.engine.jobs.by_key.get(ask.key)
             if known is not None:
-                return {"job": job_view(self.engine.jobs[known]), "excluded": None, "base_ref": None}
+                return {"job": job_view(self.engine.jobs[known]), "excluded": None, "base_ref": None, "snapshot": None}
         parent = self.engine.jobs.get(connection.job) if connection.job is not None else None
         if ask.name is not None:
             names.check_name(ask.name)
@@ -203,7 +203,7 @@ class Methods:
             if holder is not None:
                 raise Refused(
                     f'the name "{name}" is taken by job {holder.id} ({state_name(holder.state)});'
-                    f" choose another, or: agentd rm {holder.id}",
+                    f" choose another, or: agentd rm {'' if holder.is_done else '-f '}{holder.id}",
                     "name_taken",
                 )
             if name in self.names_in_use:
@@ -220,7 +220,7 @@ class Methods:
         parent: Job | None,
         depth: int,
     ) -> dict[str, Any]:
-        settled, dirt = None, None
+        settled, dirt, taken = None, None, None
         if not ask.in_place:
             dirt = asyncio.ensure_future(self.performer.in_thread(look_for_dirt, ask.cwd, ask.with_changes))
             settled = await self.performer.in_prompt_thread(repository.settle, ask.cwd, ask.base)
@@ -274,17 +274,16 @@ class Methods:
         if profile is not None:
             spec |= profiles.spec_of(self.settings, profile, ask, self.state_dir, tree, setup)
         await specs.save(self.performer, job, spec)
-        if hidden:
-            self.performer.secrets[id] = hidden
-            await self.performer.share_secrets(job)
-        is_named = bool(ask.owner) and not ask.owner.startswith("session:")
-        if is_named and ask.owner not in self.feed.subscribers and is_reader_name(ask.owner):
-            await self.feed.subscriber(ask.owner)
+        is_named = connection.job is None and bool(owner) and not owner.startswith("session:")
+        if is_named and owner not in self.feed.subscribers and is_reader_name(owner):
+            await self.feed.subscriber(owner)
         created: dict[str, object] = {"name": name, "task": ask.task, "argv": list(argv), "agent": ask.agent}
-        await self.engine.add(job, [Notice("job.created", created), Notice("job.queued", {})])
+        async with self.performer.keeping(job, hidden):
+            await self.engine.add(job, [Notice("job.created", created), Notice("job.queued", {})])
         view = job_view(self.engine.jobs[id])
         excluded = await ready_in_time(dirt) if dirt is not None else None
-        return {"job": view, "excluded": excluded, "base_ref": settled.ref if settled is not None else None}
+        base_ref = settled.ref if settled is not None else None
+        return {"job": view, "excluded": excluded, "base_ref": base_ref, "snapshot": taken}
 
     def split_environment(self, ask: protocol.Delegate, more: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
         """What may be written down, and what travels in memory only. ``more``: variables that are granted."""
@@ -355,8 +354,17 @@ class Methods:
             if name is not None and name not in ENDING_SIGNALS:
                 await self.signal(job, name)
             else:
-                await self.engine.apply(job.id, on.KillAsked(time.time(), "user", ladder(name, ask.grace)), must=False)
+                await self.end(job, "user", ladder(name, ask.grace))
         return {"jobs": [job_view(self.engine.jobs[job.id]) for job in jobs]}
+
+    async def end(self, job: Job, by: str, rungs: tuple[tuple[str, float], ...]) -> None:
+        try:
+            await self.engine.apply(job.id, on.KillAsked(time.time(), by, rungs), must=False)
+        except NotNow:
+            # A full disk: the order stands in the attempt's own file, and whoever frees the disk may need just this.
+            if job.pid is None:
+                raise
+            self.performer.end(self.engine.jobs[job.id], rungs)
 
     async def signal(self, job: Job, name: str) -> None:
         if job.pid is None or job.is_done:
@@ -439,9 +447,27 @@ class Methods:
                 f" set it in the environment and repeat: agentd restart {job.id}",
                 "needs_secret",
             )
-        self.performer.secrets[job.id] = {name: environment[name] for name in job.secrets}
-        await self.performer.share_secrets(job)
-        return {"job": job_view(await self.engine.apply(job.id, on.SecretsGiven(time.time())))}
+        async with self.performer.keeping(job, {name: environment[name] for name in job.secrets}):
+            return {"job": job_view(await self.engine.apply(job.id, on.SecretsGiven(time.time())))}
+
+    async def do_jobs_result(self, connection: Connection, ask: protocol.Result) -> dict[str, Any]:
+        job = self.find(connection, ask.job, ask.owner)
+        await self.settled(job)
+        return {"result": await self.merging.result(self.engine.jobs[job.id])}
+
+    async def do_jobs_diff(self, connection: Connection, ask: protocol.Diff) -> dict[str, Any]:
+        if ask.offset < 0 or (ask.work is not None and not repository.SHA.fullmatch(ask.work)):
+            raise Usage("offset and work must be those of an earlier answer", "bad_offset")
+        return await self.merging.diff(self.find(connection, ask.job, ask.owner), ask)
+
+    async def do_jobs_merge(self, connection: Connection, ask: protocol.Merge) -> dict[str, Any]:
+        if not os.path.isabs(ask.cwd) or "\0" in ask.cwd:
+            raise Usage("cwd must be an absolute path", "bad_cwd")
+        if not 0 <= ask.umask <= 0o777:
+            raise Usage("umask must be from 0 to 511 (octal 777)", "bad_umask")
+        job = self.find(connection, ask.job, ask.owner, exact=True)
+        await self.settled(job)
+        return await self.merging.merge(job.id, ask)
 
     async def do_jobs_remove(self, connection: Connection, ask: protocol.Remove) -> dict[str, Any]:
         job = self.find(connection, ask.job, ask.owner, exact=True)
@@ -548,8 +574,8 @@ class Methods:
         return {"cgroup": self.performer.cgroup, "trouble": self.engine.store.trouble}
 
     async def do_daemon_stop(self, connection: Connection, ask: protocol.StopDaemon) -> dict[str, Any]:
+        ids = list(self.engine.jobs.live) if ask.kill_jobs else []
         if ask.kill_jobs:
-            ids = list(self.engine.jobs.live)
             for id in ids:
                 with contextlib.suppress(AgentdError):
                     await self.engine.apply(id, on.KillAsked(time.time(), "daemon stop", ladder(None, None)))
@@ -558,7 +584,7 @@ class Methods:
         if not ask.handover:
             connection.server.say_stopping()
         asyncio.get_running_loop().call_soon(self.stop)
-        return {"jobs": len(self.engine.jobs.live)}
+        return {"jobs": len(self.engine.jobs.live), "killed": sum(self.engine.jobs[id].is_done for id in ids)}
 
 
 # --- small things -------------------------------------------------------------------------------------------
@@ -575,9 +601,32 @@ def check_words(argv: tuple[str, ...], ask: protocol.Delegate) -> None:
         raise Usage("cwd must be an absolute path", "bad_cwd")
     if any("\0" in text for pair in ask.environment.items() for text in pair):
         raise Usage("the environment holds a NUL character", "bad_environment")
+    for name in ask.limits:
+        if not name.startswith("RLIMIT_") or not hasattr(resource, name):
+            raise Usage(f'limits: there is no limit "{names.escaped(name, 80)}"', "bad_limit")
+    if not 0 <= ask.umask <= 0o777:
+        raise Usage("umask must lie between 0 and 0o777", "bad_umask")
+    for text in (ask.owner, ask.key):
+        if not is_utf8(text):
+            raise Usage("owner and key must be text that UTF-8 can hold", "bad_owner")
     for limit in (ask.timeout, ask.idle_timeout):
         if limit is not None and not 0 < limit < 1e9:
             raise Usage("a time limit must be more than 0 seconds", "bad_time")
+    for size in (ask.memory, ask.processes, ask.log_max):
+        if size is not None and size < 0:
+            raise Usage("a limit must not be negative", "bad_size")
+
+
+def is_listed(job: Job, ask: protocol.ListJobs) -> bool:
+    return isinstance(job.shelf, Kept) and (ask.owner is None or job.owner == ask.owner)
+
+
+def is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_reader_name(name: str) -> bool:
@@ -596,9 +645,9 @@ def signal_name(text: str) -> str:
     """``TERM`` of ``TERM``, ``sigterm`` or ``15``."""
     word = text.upper().removeprefix("SIG")
     try:
-        number = signal.Signals(int(word)) if word.isdigit() else signal.Signals[f"SIG{word}"]
+        number = signal.Signals(int(word)) if word.isascii() and word.isdigit() else signal.Signals[f"SIG{word}"]
     except (ValueError, KeyError):
-        raise Usage(f'there is no signal "{names.escaped(text)}"', "bad_signal") from None
+        raise Usage(f'there is no signal "{names.escaped(text)}"; agentd kill -l lists them', "bad_signal") from None
     return number.name.removeprefix("SIG")
 
 

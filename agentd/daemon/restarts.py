@@ -22,10 +22,8 @@ async def restart(
     event = on.RestartAsked(time.time(), by, missing)
     after = machine.step(job, event).job
     await specs.save(performer, after, specs.next_spec(performer, job, after, resume))
-    if given and not missing:
-        performer.secrets[job.id] = given
-        await performer.share_secrets(after)
-    return await engine.apply(job.id, event, must=False)
+    async with performer.keeping(after, {} if missing else given):
+        return await engine.apply(job.id, event, must=False)
 
 
 def restart_when_due(engine: Engine, performer: Performer, job: Job) -> None:

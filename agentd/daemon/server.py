@@ -29,7 +29,7 @@ class Server:
         self.connections: set[Connection] = set()
         self.listeners: dict[str, socket.socket] = {}
         self.acting: set[asyncio.Task[Any]] = set()
-        self.half_closed: dict[int, Connection] = {}
+        self.unread: dict[int, Connection] = {}
         self.hang_ups = select.epoll()
         self.loop.add_reader(self.hang_ups.fileno(), self._on_hang_ups)
 
@@ -88,15 +88,22 @@ class Server:
             if victim is not None:
                 return victim.give_up()
 
-    def watch_for_hang_up(self, connection: "Connection", fd: int) -> None:
-        """A client that has finished asking is owed answers, until it is gone altogether (it was killed, say)."""
-        self.half_closed[fd] = connection
-        self.hang_ups.register(fd, 0)
+    def watch_for_hang_up(self, connection: "Connection") -> None:
+        """A client that is not read from, as it has finished asking or asks too much at once, is owed answers until
+        it is gone altogether (it was killed, say). Its end of file would tell, but is not looked for."""
+        if connection.fd not in self.unread:
+            self.unread[connection.fd] = connection
+            self.hang_ups.register(connection.fd, 0)
+
+    def stop_watching(self, connection: "Connection") -> None:
+        if self.unread.pop(connection.fd, None) is not None:
+            self.hang_ups.unregister(connection.fd)
 
     def _on_hang_ups(self) -> None:
         for fd, _ in self.hang_ups.poll(0):
-            self.hang_ups.unregister(fd)
-            self.half_closed.pop(fd).give_up()
+            connection = self.unread[fd]
+            self.stop_watching(connection)
+            connection.give_up()
 
     def say_stopping(self) -> None:
         for connection in list(self.connections):
@@ -108,7 +115,7 @@ class Server:
             self.stop_listening(path)
         for connection in list(self.connections):
             connection.hang_up()
-        self.half_closed.clear()
+        self.unread.clear()
         self.loop.remove_reader(self.hang_ups.fileno())
         self.hang_ups.close()
 
@@ -154,13 +161,13 @@ class Connection(asyncio.Protocol):
         self.has_finished = True
         if not self.tasks and not self.readers:
             return False
-        self.server.watch_for_hang_up(self, self.fd)
+        self.server.watch_for_hang_up(self)
         return True
 
     def connection_lost(self, _: Exception | None) -> None:
         self.patience.cancel()
-        if self.server.half_closed.pop(self.fd, None) is not None:
-            self.server.hang_ups.unregister(self.fd)
+        self.buffer.clear()  # what it asked beyond the limit is not begun
+        self.server.stop_watching(self)
         self.server.connections.discard(self)
         for reader in self.readers:
             self.server.feed.forget(reader)
@@ -212,8 +219,10 @@ class Connection(asyncio.Protocol):
         if self.transport is not None and not self.transport.is_closing():
             if self.in_flight >= protocol.MAX_IN_FLIGHT:
                 self.transport.pause_reading()
-            else:
+                self.server.watch_for_hang_up(self)
+            elif not self.has_finished:
                 self.transport.resume_reading()
+                self.server.stop_watching(self)
 
     def _refuse_oversize(self) -> None:
         self.buffer.clear()

@@ -60,6 +60,7 @@ def job_view(job: Job) -> dict[str, Any]:
         "left": [{"pid": p.pid, "command": p.command} for p in how.left] if how else [],
         "result": job.result,
         "progress": progress_view(job.progress),
+        "merged": merged_view(job),
         "removed": isinstance(job.shelf, Trashed),
         "created_at": iso(job.created),
         "started_at": iso(job.started),
@@ -82,6 +83,21 @@ def progress_view(progress: Progress | None) -> dict[str, Any] | None:
         "plan": progress.plan,
         "question": asked,
         "words": progress.words,
+    }
+
+
+def merged_view(job: Job) -> dict[str, Any] | None:
+    """Where its work was brought last, and whether by this attempt."""
+    if job.merged is None:
+        return None
+    merged = job.merged
+    return {
+        "into": merged.into,
+        "from": merged.old,
+        "to": merged.new,
+        "work": merged.work,
+        "attempt": merged.attempt,
+        "at": iso(merged.at),
     }
 
 

@@ -1,0 +1,105 @@
+"""``inspect`` for people: one job, whole, as lines of text. Pure."""
+
+from collections.abc import Iterator, Sequence
+
+from agentd.cli.render import (
+    View,
+    command_text,
+    count,
+    event_line,
+    exit_word,
+    one_line,
+    running_time,
+    size,
+    span_in_full,
+    state_words,
+)
+
+WIDTH = 15
+SHOWN_EVENTS = 20
+
+
+def sheet(document: View, now: float) -> list[str]:
+    lines = [f"{f'{name}:' if name else '':<{WIDTH}}{one_line(text)}" for name, text in rows(document, now)]
+    if document["events"]:
+        lines += ["events:", *(event_line(event) for event in document["events"][-SHOWN_EVENTS:])]
+    return lines
+
+
+def rows(document: View, now: float) -> Iterator[tuple[str, str]]:
+    """Names and texts; a list has its name in its first row only."""
+    for name, value in entries(document, now):
+        texts = value if isinstance(value, list) else [] if value in (None, "") else [str(value)]
+        yield from zip([name, *[""] * len(texts)], texts, strict=False)
+
+
+def entries(document: View, now: float) -> Iterator[tuple[str, object]]:
+    job = document["job"]
+    worktree = document["worktree"] or {}
+    yield "job", f"{job['id']}  {job['name']}" + ("  (in the trash)" if job["removed"] else "")
+    yield "state", state_words(job) + (f", exit {exit_word(job)}" if job["state"] == "done" else "")
+    yield "reason", job["reason"]
+    yield "result", result_lines(job["result"] or {})
+    yield "merged", merged_words(job["merged"])
+    yield "task", job["task"]
+    yield "command", command_text(job["argv"])
+    yield "agent", job["agent"]
+    yield "owner", f"{one_line(job['owner'])}  (%{job['number']})"
+    yield "called from", job["cwd"]
+    yield "worktree", job["worktree"]
+    yield "branch", job["branch"]
+    yield "base", job["base"]
+    yield "not there", [str(name) for name in worktree.get("missing") or []]
+    yield "parent", job["parent"]
+    yield "created", job["created_at"]
+    yield "started", job["started_at"]
+    yield "ended", job["ended_at"]
+    yield "time", running_time(job, now)
+    yield "pid", job["pid"] if job["state"] != "done" else None
+    yield "limits", limit_lines(document["spec"])
+    yield "ended with it", process_lines(job["swept"])
+    yield "left alive", process_lines(job["left"])
+    for attempt in document["attempts"]:
+        log = attempt["log"]
+        yield (
+            f"attempt {attempt['attempt']}",
+            [
+                str(attempt["path"]),
+                f"stdout {size(log['out'])}, stderr {size(log['err'])}",
+            ],
+        )
+
+
+def result_lines(result: View) -> list[str]:
+    stat = result.get("diffstat")
+    if isinstance(stat, dict):
+        head = f"{count(stat['files'], 'file')}, +{stat['insertions']} -{stat['deletions']}"
+        paths = [changed_path(*row) for row in stat["paths"]]
+        left = stat["files"] - len(paths)
+        return [head, *paths, *([f"and {count(left, 'more file')}"] if left > 0 else [])]
+    if result.get("error"):
+        return [f"error: {result['error']}"]
+    return ["no changes"] if result.get("changed") is False else []
+
+
+def changed_path(path: str, added: int | None, deleted: int | None) -> str:
+    return f"{path}  " + ("binary" if added is None else f"+{added} -{deleted}")
+
+
+def merged_words(merged: View | None) -> str:
+    if merged is None:
+        return ""
+    if merged["from"] == merged["to"]:
+        return f"it was in {merged['into']} already, at {merged['to'][:10]}"
+    return f"into {merged['into']}, from {merged['from'][:10]} to {merged['to'][:10]}, {merged['at']}"
+
+
+def limit_lines(spec: View) -> list[str]:
+    """Those that are set; ``log_max`` 0 keeps all."""
+    forms = (("timeout", span_in_full), ("idle_timeout", span_in_full), ("memory", size), ("processes", str))
+    lines = [f"{name.replace('_', '-')} {form(spec[name])}" for name, form in forms if spec.get(name)]
+    return [*lines, f"log-max {size(spec['log_max'])}"] if spec.get("log_max") else lines
+
+
+def process_lines(processes: Sequence[View]) -> list[str]:
+    return [f"{p['pid']} {one_line(str(p['command']), 80)}" for p in processes]
