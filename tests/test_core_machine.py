@@ -228,6 +228,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "RestoreAsked": "job 7 is not in the trash",
     },
     "done, and again": {
+        "WorkMerged": "done | job.merged | ",
         "KillAsked": "done | job.given_up | ",
         "RestartAsked": "job 7 has just ended and its result is being saved; try again",
         "ResultSettled": "done | job.result | StartAgain",
@@ -235,6 +236,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "RestoreAsked": "job 7 is not in the trash",
     },
     "done, settled, and again": {
+        "WorkMerged": "done | job.merged | ",
         "KillAsked": "done | job.given_up | ",
         "RestartAsked": "queued | job.restarted | Reschedule",
         "RemoveAsked": "job 7 starts again by itself; stop that with: agentd kill 7",
