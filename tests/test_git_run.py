@@ -150,10 +150,10 @@ def test_no_command_of_a_job_runs(attack: Callable[[Plan, str, str], None], top:
 def test_a_filter_runs_and_is_found_beforehand(top: str, tmp_path: Path) -> None:
     """G4 cannot be switched off: the caller compares, and stops."""
     plan = plan_for(top, tmp_path)
-    admin = make(plan)
-    before = command_keys(plan.repo.common, admin)
+    make(plan)
+    before = command_keys(plan.repo.common)
     evil = script(tmp_path / "evil", f"touch {tmp_path}/ran; cat")
     run(plan.path, "config", "filter.evil.clean", evil)
     write(f"{plan.path}/.gitattributes", "* filter=evil\n")
-    assert dangerous_config(before, command_keys(plan.repo.common, admin)) == ["filter.evil.clean"]
+    assert dangerous_config(before, command_keys(plan.repo.common)) == ["filter.evil.clean"]
     assert not (tmp_path / "ran").exists()

@@ -71,6 +71,11 @@ def entries(document: View, now: float) -> Iterator[tuple[str, object]]:
 
 
 def result_lines(result: View) -> list[str]:
+    left_out = [one_line(path, 80) for path in result.get("left_out", ())]
+    return [*change_lines(result), *([f"not in its snapshot: {', '.join(left_out)}"] if left_out else [])]
+
+
+def change_lines(result: View) -> list[str]:
     stat = result.get("diffstat")
     if isinstance(stat, dict):
         head = f"{count(stat['files'], 'file')}, +{stat['insertions']} -{stat['deletions']}"
@@ -79,7 +84,8 @@ def result_lines(result: View) -> list[str]:
         return [head, *paths, *([f"and {count(left, 'more file')}"] if left > 0 else [])]
     if result.get("error"):
         return [f"error: {result['error']}"]
-    return ["no changes"] if result.get("changed") is False else []
+    changed = [f"no changes that git tracks; {result['kept']}"] if result.get("kept") else ["no changes"]
+    return changed if result.get("changed") is False else []
 
 
 def changed_path(path: str, added: int | None, deleted: int | None) -> str:

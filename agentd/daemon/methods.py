@@ -427,20 +427,32 @@ class Methods:
         job = self.find(connection, ask.job, ask.owner)
         if isinstance(job.state, Waiting):
             return await self.give_secrets(job, ask.environment)
-        await self.settled(job)
-        job = self.engine.jobs[job.id]
-        given = {name: ask.environment[name] for name in job.secrets if name in ask.environment}
+        async with self.engine.verbs.of(job.id):
+            await self.settled(job)
+            return await self.restart(self.engine.jobs[job.id], ask.environment)
+
+    async def restart(self, job: Job, offered: dict[str, str]) -> dict[str, Any]:
+        given = {name: offered[name] for name in job.secrets if name in offered}
         missing = tuple(name for name in job.secrets if name not in given)
         event = on.RestartAsked(time.time(), "user", missing)
-        after = machine.step(job, event).job
-        old = jobdir.read(self.performer.attempt_dir(job), "spec.json")
-        if old is None:
-            raise Refused(f"cannot restart job {job.id}: its files are gone", "files_gone")
-        environment = {n: v for n, v in old["env"].items() if not n.startswith("AGENTD_")}
-        await self.save_spec(after, old | self.identity(after, environment))
-        async with self.performer.keeping(after, {} if missing else given):
-            done = await self.engine.apply(job.id, event, must=False)
-        return {"job": job_view(done)}
+        begun: list[Job] = []
+
+        async def write_down(after: Job) -> None:
+            old = jobdir.read(self.performer.attempt_dir(job), "spec.json")
+            if old is None:
+                raise Refused(f"cannot restart job {job.id}: its files are gone", "files_gone")
+            environment = {n: v for n, v in old["env"].items() if not n.startswith("AGENTD_")}
+            begun.append(after)
+            await self.save_spec(after, old | self.identity(after, environment))
+
+        try:
+            async with self.performer.keeping(machine.step(job, event).job, {} if missing else given):
+                done = await self.engine.apply(job.id, event, must=False, beforehand=write_down)
+            return {"job": job_view(done)}
+        except AgentdError:
+            for after in begun:  # else a rebuild would take it for an attempt that waits to be started
+                jobdir.remove_quietly(f"{self.performer.attempt_dir(after)}/spec.json")
+            raise
 
     async def give_secrets(self, job: Job, environment: dict[str, str]) -> dict[str, Any]:
         missing = [name for name in job.secrets if name not in environment]
@@ -474,11 +486,12 @@ class Methods:
 
     async def do_jobs_remove(self, connection: Connection, ask: protocol.Remove) -> dict[str, Any]:
         job = self.find(connection, ask.job, ask.owner, exact=True)
-        await self.settled(job)
-        await self.engine.apply(job.id, on.RemoveAsked(time.time(), "user"), must=False)
-        await self.wait_until(
-            lambda: isinstance(self.engine.jobs[job.id].shelf, Kept | Trashed), [job.id], SETTLE_PATIENCE_S
-        )
+        async with self.engine.verbs.of(job.id):
+            await self.settled(job)
+            await self.engine.apply(job.id, on.RemoveAsked(time.time(), "user"), must=False)
+            await self.wait_until(
+                lambda: isinstance(self.engine.jobs[job.id].shelf, Kept | Trashed), [job.id], SETTLE_PATIENCE_S
+            )
         job = self.engine.jobs[job.id]
         if isinstance(job.shelf, Kept):
             raise Refused(f"cannot remove job {job.id}: {await self.why_not_removed(job)}", "not_removed")
@@ -499,7 +512,11 @@ class Methods:
         shelved = [job for job in self.engine.jobs.values() if isinstance(job.shelf, Trashed)]
         if ask.job is None:
             return {"trash": [job_view(job) for job in shelved]}
-        job = self.find(connection, ask.job, ask.owner)
+        id = self.find(connection, ask.job, ask.owner).id
+        async with self.engine.verbs.of(id):
+            return {"job": job_view(await self.undo(self.engine.jobs[id]))}
+
+    async def undo(self, job: Job) -> Job:
         machine.step(job, on.RestoreAsked(time.time(), "user"))
         holder = self.engine.jobs.named(job.name)
         if holder is not None:
@@ -509,8 +526,7 @@ class Methods:
             )
         assert isinstance(job.shelf, Trashed)
         admin = await self.performer.restore(job, job.shelf.entry)
-        done = await self.engine.apply(job.id, on.RestoreAsked(time.time(), "user", admin))
-        return {"job": job_view(done)}
+        return await self.engine.apply(job.id, on.RestoreAsked(time.time(), "user", admin))
 
     # --- events ---------------------------------------------------------------------------------------------
 
@@ -685,7 +701,8 @@ def write_spec(path: str, spec: dict[str, Any]) -> None:
 
 
 def append_input(path: str, data: bytes, eof: bool) -> None:
-    fd = os.open(f"{path}/stdin", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(f"{path}/stdin", flags, 0o600)
     try:
         jobdir.write_all(fd, data)
         os.fsync(fd)
