@@ -11,11 +11,11 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from agentd import follow, process
+from agentd import follow, paths, process
 from agentd.cli import options, render
 from agentd.cli.daemon import ask_status, stop_daemon
 from agentd.client import Client
-from agentd.core.errors import EXIT_NO, NotNow
+from agentd.core.errors import EXIT_NO, NotNow, Usage
 
 OK, WEAKER, WRONG = "ok", "weaker", "wrong"
 LOW_BYTES, LOW_INODES = 1 << 30, 10_000
@@ -223,6 +223,19 @@ def git_version(_: str) -> Iterator[Finding]:
         yield Finding("git", WEAKER, f"{said.strip()} is older than what was tried", "git 2.30 or newer")
 
 
+def settings(_: str) -> Iterator[Finding]:
+    from agentd import config
+
+    path = paths.config_file()
+    try:
+        config.load(path)
+    except Usage as error:
+        yield Finding("settings", WRONG, error.message, "mend it: until then no daemon starts")
+        return
+    is_there = bool(path) and os.path.exists(path)
+    yield Finding("settings", OK, f"{path} is in order" if is_there else "there is no settings file; none is needed")
+
+
 # --- the daemon, and what was left --------------------------------------------------------------------------
 
 
@@ -292,6 +305,7 @@ CHECKS: tuple[Callable[[str], Iterator[Finding]], ...] = (
     file_system,
     disk,
     git_version,
+    settings,
     daemon,
     unkept_attempts,
     stale_locks,

@@ -49,6 +49,7 @@ def job_view(job: Job) -> dict[str, Any]:
         "left": [{"pid": p.pid, "command": p.command} for p in how.left] if how else [],
         "result": job.result,
         "removed": isinstance(job.shelf, Trashed),
+        "removed_at": iso(job.shelf.since) if isinstance(job.shelf, Trashed) else None,
         "created_at": iso(job.created),
         "started_at": iso(job.started),
         "ended_at": iso(state.ended) if isinstance(state, Done) else None,
