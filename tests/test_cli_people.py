@@ -44,7 +44,7 @@ def test_restart_prints_the_id_alone(agentd: Shell) -> None:
     agentd("wait", "1")
     assert agentd("restart", "-q", "1") == (0, "1\n", "")
     agentd("wait", "1")
-    job = agentd.json("restart", "--json", "1")
+    (job,) = agentd.json("restart", "--json", "1")
     assert (job["id"], job["attempt"]) == (1, 4)
 
 
