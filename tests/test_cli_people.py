@@ -44,7 +44,7 @@ def test_restart_prints_the_id_alone(agentd: Shell) -> None:
     agentd("wait", "1")
     assert agentd("restart", "-q", "1") == (0, "1\n", "")
     agentd("wait", "1")
-    job = agentd.json("restart", "--json", "1")
+    (job,) = agentd.json("restart", "--json", "1")
     assert (job["id"], job["attempt"]) == (1, 4)
 
 
@@ -134,7 +134,7 @@ def test_inspect_shows_no_raw_number(agentd: Shell, repo: str) -> None:
 
 
 def test_an_empty_list_says_where_the_jobs_are(agentd: Shell) -> None:
-    head = "ID  NAME  STATE  AGENT  TIME  EXIT  TASK\n"
+    head = "ID  NAME  STATE  TIME  EXIT  TASK\n"
     assert agentd("ps") == (0, head, "agentd: there are no jobs yet; agentd delegate --help says how to start one\n")
     agentd("run", "true")
     assert agentd("ps") == (0, head, "agentd: 1 job has ended; agentd ps --all shows it\n")

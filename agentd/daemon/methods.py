@@ -19,6 +19,7 @@ from agentd.core import events as on
 from agentd.core import machine, names, schedule
 from agentd.core.errors import AgentdError, NotNow, Refused, Usage
 from agentd.core.job import Done, InPlace, Job, Kept, Place, Queued, Trashed, Waiting, Worktree, state_name
+from agentd.core.ladder import ladder
 from agentd.core.machine import Notice
 from agentd.core.text import decode
 from agentd.daemon import perform
@@ -511,7 +512,7 @@ class Methods:
     async def do_jobs_undo(self, connection: Connection, ask: protocol.Undo) -> dict[str, Any]:
         shelved = [job for job in self.engine.jobs.values() if isinstance(job.shelf, Trashed)]
         if ask.job is None:
-            return {"trash": [job_view(job) for job in shelved]}
+            return {"trash": [job_view(job) for job in shelved], "days": self.settings.trash.days}
         id = self.find(connection, ask.job, ask.owner).id
         async with self.engine.verbs.of(id):
             return {"job": job_view(await self.undo(self.engine.jobs[id]))}
@@ -565,6 +566,13 @@ class Methods:
     async def do_events_ack(self, _: Connection, ask: protocol.Ack) -> dict[str, Any]:
         reader = await self.feed.ack(ask.name, ask.seq)
         return {"name": reader.name, "acked": reader.acked}
+
+    async def do_events_forget(self, _: Connection, ask: protocol.ForgetReader) -> dict[str, Any]:
+        if ask.name not in self.feed.subscribers:
+            others = ", ".join(names.escaped(name) for name in sorted(self.feed.subscribers)) or "none"
+            raise Refused(f'there is no reader "{names.escaped(ask.name)}"; there are: {others}', "no_such_reader")
+        gone = await self.feed.retire(ask.name)
+        return {"name": gone.name, "acked": gone.acked}
 
     # --- the daemon -----------------------------------------------------------------------------------------
 
@@ -668,17 +676,6 @@ def signal_name(text: str) -> str:
     except (ValueError, KeyError):
         raise Usage(f'there is no signal "{names.escaped(text)}"; agentd kill -l lists them', "bad_signal") from None
     return number.name.removeprefix("SIG")
-
-
-def ladder(first: str | None, grace: float | None) -> tuple[tuple[str, float], ...]:
-    """INT, 5 s, TERM, 10 s, KILL; ``grace`` is the time from the first signal to KILL."""
-    if first == "KILL":
-        return (("KILL", 0.0),)
-    if first is not None:
-        return ((first, 0.0), ("KILL", 10.0 if grace is None else grace))
-    if grace is None:
-        return (("INT", 0.0), ("TERM", 5.0), ("KILL", 15.0))
-    return (("INT", 0.0), ("TERM", grace / 3), ("KILL", grace))
 
 
 def with_setup(setup: str, argv: tuple[str, ...]) -> tuple[str, ...]:
