@@ -249,6 +249,10 @@ class Client:
         """``name`` has dealt with everything up to ``seq``."""
         return self.ask("events.ack", name=name, seq=seq)
 
+    def forget_reader(self, name: str) -> dict[str, Any]:
+        """``name`` is a reader no more; used again, it is a new one."""
+        return self.ask("events.forget", name=name)
+
     # --- asking ---------------------------------------------------------------------------------------------
 
     def ask(self, method: str, **params: Any) -> dict[str, Any]:

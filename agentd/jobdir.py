@@ -32,21 +32,28 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from agentd import files
+
 Record = dict[str, Any]
 PLAIN = "command"
 """The kind of agent whose zygote needs nothing but ours: it executes programs."""
 STREAMS = ("out", "err")
 PREALLOCATED = {"kill": 4096, "noexec": 2048, "exit": 2048, "end": 65536}
+NO_RECORD = (errno.EINVAL, errno.EISDIR, errno.EFBIG, errno.ELOOP)
+"""A pipe, a folder, or too much, where a record should be: it is not there."""
 INDEX_RECORD = struct.Struct("<QQB7x")  # wall clock in ns, logical end offset, stream
 
 
 def read(path: str, name: str) -> Record | None:
     """A record, or None if it is not there. One that cannot be parsed counts as not there: never half a truth."""
     try:
-        with open(f"{path}/{name}", "rb") as file:
-            value = json.loads(file.read().rstrip(b"\0 \n"))
+        value = json.loads(files.read_file(f"{path}/{name}").rstrip(b"\0 \n"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    except OSError as error:
+        if error.errno in NO_RECORD:
+            return None
+        raise
     return value if isinstance(value, dict) else None
 
 
@@ -54,13 +61,8 @@ def write(path: str, name: str, record: Record) -> None:
     """Write a record durably, replacing an older one whole."""
     data = json.dumps(record, ensure_ascii=True).encode() + b"\n"
     aside = f"{path}/.{name}.{os.getpid()}"
-    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            write_all(fd, data)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        files.write_over(aside, data)
         os.rename(aside, f"{path}/{name}")
     except BaseException:
         remove_quietly(aside)
@@ -71,7 +73,7 @@ def write(path: str, name: str, record: Record) -> None:
 def preallocate(path: str) -> None:
     """Reserve room for the records that must be writable on a full disk."""
     for name, size in PREALLOCATED.items():
-        fd = os.open(f"{path}/.{name}.room", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(f"{path}/.{name}.room", os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, size)
         finally:
@@ -90,7 +92,7 @@ def write_final(path: str, name: str, record: Record) -> None:
     room = f"{path}/.{kind}.room"
     data = json.dumps(record, ensure_ascii=True).encode() + b"\n"
     try:
-        fd = os.open(room, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(room, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return write(path, name, record)
     try:

@@ -10,6 +10,7 @@ Three rules hold everywhere:
 * ``AGENTD_WITHOUT=cgroup,pidfd-exit,splice`` turns a mechanism off, so that the fall-backs are tested too.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -281,6 +282,29 @@ def working_in(path: str) -> list[int]:
         if folder == path or folder.startswith(path + "/"):
             found.append(pid)
     return found
+
+
+def using(path: str) -> list[int]:
+    """The processes that have ``path``, or anything below it, as current folder or open. Those that begin meanwhile are
+    looked at too, so that nobody is missed who hands on to a child and ends."""
+    found: list[int] = []
+    seen: set[int] = set()
+    while new := set(_all_pids()) - seen:
+        found += (pid for pid in sorted(new) if _uses(pid, path))
+        seen |= new
+    return found
+
+
+def _uses(pid: int, path: str) -> bool:
+    links = [f"/proc/{pid}/cwd"]
+    with contextlib.suppress(OSError):
+        links += (f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd"))
+    for link in links:
+        with contextlib.suppress(OSError):
+            target = os.readlink(link)
+            if target == path or target.startswith(path + "/"):
+                return True
+    return False
 
 
 def is_zombie(pid: int) -> bool:

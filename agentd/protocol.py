@@ -210,6 +210,10 @@ class Ack(Params, frozen=True):
     seq: int
 
 
+class ForgetReader(Params, frozen=True):
+    name: str
+
+
 class StopDaemon(Params, frozen=True):
     """``handover``: to a newer daemon, which those who wait may reach at once. Without it they are told
     ``stopping``, so that none of them starts a daemon that somebody has just stopped."""
@@ -247,6 +251,7 @@ METHODS: dict[str, Method] = {
     "jobs.undo": Method(Undo, False),
     "events.subscribe": Method(Subscribe, False),
     "events.ack": Method(Ack, False),
+    "events.forget": Method(ForgetReader, False),
     "daemon.status": Method(Nothing, False),
     "daemon.doctor": Method(Nothing, False),
     "daemon.stop": Method(StopDaemon, False),

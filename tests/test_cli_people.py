@@ -44,7 +44,7 @@ def test_restart_prints_the_id_alone(agentd: Shell) -> None:
     agentd("wait", "1")
     assert agentd("restart", "-q", "1") == (0, "1\n", "")
     agentd("wait", "1")
-    job = agentd.json("restart", "--json", "1")
+    (job,) = agentd.json("restart", "--json", "1")
     assert (job["id"], job["attempt"]) == (1, 4)
 
 
@@ -53,7 +53,7 @@ def test_restart_prints_the_id_alone(agentd: Shell) -> None:
 
 def document(**changes: Any) -> dict[str, Any]:
     more = {"owner": "me", "cwd": "/", "base": "b" * 40, "parent": None, "removed": False, "swept": [], "left": []}
-    more |= {"worktree": None, "branch": None, "result": None}
+    more |= {"worktree": None, "branch": None, "result": None, "merged": None}
     job = view(**more)
     attempt = {"attempt": 1, "path": "/state/jobs/7/1", "log": {"out": 1536, "err": 1}}
     return {"job": job, "spec": {}, "worktree": None, "attempts": [attempt], "events": []} | changes
@@ -134,7 +134,7 @@ def test_inspect_shows_no_raw_number(agentd: Shell, repo: str) -> None:
 
 
 def test_an_empty_list_says_where_the_jobs_are(agentd: Shell) -> None:
-    head = "ID  NAME  STATE  AGENT  TIME  EXIT  TASK\n"
+    head = "ID  NAME  STATE  TIME  EXIT  TASK\n"
     assert agentd("ps") == (0, head, "agentd: there are no jobs yet; agentd delegate --help says how to start one\n")
     agentd("run", "true")
     assert agentd("ps") == (0, head, "agentd: 1 job has ended; agentd ps --all shows it\n")

@@ -101,10 +101,12 @@ def test_a_worktrees_own_config_and_an_included_file_count(top: str, tmp_path: P
     admin = make(plan_for(top, tmp_path))
     write(tmp_path / "more", "")
     run(top, "config", "include.path", str(tmp_path / "more"))
-    before = command_keys(common, admin)
+    before, own = command_keys(common), command_keys(common, admin)
     write(tmp_path / "more", '[filter "a"]\n\tclean = x\n')
     write(f"{common}/worktrees/{admin}/config.worktree", '[filter "b"]\n\tclean = y\n')
-    assert dangerous_config(before, command_keys(common, admin)) == ["filter.a.clean", "filter.b.clean"]
+    assert dangerous_config(before, command_keys(common)) == ["filter.a.clean"]
+    assert dangerous_config(own, command_keys(common, admin)) == ["filter.b.clean"]
+    assert config_values(common, "filter.b.clean", admin) == ["y"]
 
 
 def test_a_config_git_cannot_read_is_dangerous(top: str) -> None:

@@ -91,7 +91,7 @@ def test_no_work(deed: str, plan: Plan, top: str) -> None:
     admin, manifest = filled(plan, top)
     sh(plan.path, NO_WORK[deed])
     assert worktree.is_unchanged(plan, admin, manifest)
-    assert worktree.remove_unchanged(plan, admin, manifest)
+    assert worktree.remove_unchanged(plan, admin, manifest) is None
     assert_nothing_left(plan)
     assert not os.path.lexists(plan.path + ".gone")
 
@@ -102,19 +102,36 @@ def test_work(deed: str, plan: Plan, top: str) -> None:
     sh(plan.path, WORK[deed])
     before = everything_below(plan.path)
     assert not worktree.is_unchanged(plan, admin, manifest)
-    assert not worktree.remove_unchanged(plan, admin, manifest)
+    assert worktree.remove_unchanged(plan, admin, manifest) is not None
     assert everything_below(plan.path) == before
     assert run(top, "for-each-ref", f"refs/heads/{plan.branch}") != ""
 
 
-def test_products_of_the_set_up_are_no_work(plan: Plan, top: str) -> None:
+def test_who_works_in_it_keeps_it(plan: Plan, top: str) -> None:
     admin = make(plan)
-    write(f"{plan.path}/node_modules/m/index.js", "1")
-    manifest = worktree.manifest_of(plan, admin)
-    assert list(manifest) == ["node_modules/m/index.js"]
-    assert worktree.is_unchanged(plan, admin, manifest)
-    write(f"{plan.path}/node_modules/m/index.js", "2")
-    assert not worktree.is_unchanged(plan, admin, manifest)
+    before = everything_below(plan.path)
+    with subprocess.Popen(["cat"], cwd=f"{plan.path}/src", stdin=subprocess.PIPE) as cat:
+        assert worktree.remove_unchanged(plan, admin, {}) == f"cat ({cat.pid}) works in it"
+        assert everything_below(plan.path) == before
+        cat.communicate()
+    with open(f"{plan.path}/src/f0.txt", "r+b"):
+        assert str(worktree.remove_unchanged(plan, admin, {})).endswith(f"({os.getpid()}) works in it")
+        assert everything_below(plan.path) == before
+    assert worktree.remove_unchanged(plan, admin, {}, [os.getpid()]) is not None
+    assert run(plan.path, "status", "--porcelain") == ""
+    assert worktree.remove_unchanged(plan, admin, {}) is None
+    assert_nothing_left(plan)
+
+
+@pytest.mark.parametrize("deed", ["echo late > new.txt", "echo late > src/f0.txt"])
+def test_what_came_before_it_was_put_aside_brings_it_back(plan: Plan, deed: str) -> None:
+    """Written between the first look and the rename."""
+    admin = make(plan)
+    os.rename(plan.path, plan.path + ".gone")
+    sh(plan.path + ".gone", deed)
+    assert worktree.remove_unchanged(plan, admin, {}) is not None
+    assert run(plan.path, "status", "--porcelain") != ""
+    assert not os.path.lexists(plan.path + ".gone")
 
 
 @pytest.mark.parametrize("step", ["renamed", "entry dropped", "branch deleted", "half of the entry dropped"])
@@ -129,10 +146,10 @@ def test_removal_finishes_what_a_crash_cut_off(plan: Plan, step: str) -> None:
         worktree.remove_unchanged(dataclasses.replace(plan, branch="agentd/7/other"), admin, {})
     if step == "branch deleted":
         run(plan.repo.common, "update-ref", "-d", f"refs/heads/{plan.branch}")
-    assert worktree.remove_unchanged(plan, admin, {})
+    assert worktree.remove_unchanged(plan, admin, {}) is None
     assert_nothing_left(plan)
     assert not os.path.lexists(plan.path + ".gone")
-    assert worktree.remove_unchanged(plan, admin, {})
+    assert worktree.remove_unchanged(plan, admin, {}) is None
 
 
 # The trash

@@ -21,34 +21,35 @@ RINGS: dict[str, set[str]] = {
     # looks and acts, knows nothing of ours; open to every ring but core
     "process": set(),
     "paths": set(),
+    "files": set(),
     # one module owns each outside thing
-    "protocol": {"core", "process", "paths"},
-    "config": {"core", "process", "paths"},
-    "store": {"core", "process", "paths"},
-    "git": {"core", "process", "paths"},
-    "jobdir": {"core", "process", "paths"},
-    "agents": {"core", "process", "paths"},
+    "protocol": {"core", "process", "paths", "files"},
+    "config": {"core", "process", "paths", "files"},
+    "store": {"core", "process", "paths", "files"},
+    "git": {"core", "process", "paths", "files"},
+    "jobdir": {"core", "process", "paths", "files"},
+    "agents": {"core", "process", "paths", "files"},
     # a script in place of a model, for tests and demonstrations: it must not know whom it serves
     "scripted": set(),
     # small processes that outlive the daemon; a zygote forks keepers, and loads runners by the dotted name
     # in the spec
     "budget": set(),
-    "keeper": {"budget", "jobdir", "protocol", "process", "paths"},
-    "zygote": {"jobdir", "protocol", "process", "paths", "keeper", "budget"},
+    "keeper": {"budget", "jobdir", "protocol", "process", "paths", "files"},
+    "zygote": {"jobdir", "protocol", "process", "paths", "files", "keeper", "budget"},
     # the client starts the daemon as `sys.executable -m agentd.daemon`, never by importing it
-    "client": {"core", "protocol", "jobdir", "process", "paths"},
+    "client": {"core", "protocol", "jobdir", "process", "paths", "files"},
     # reads an attempt's files and listens to its keeper: works while the daemon is dead
-    "follow": {"core", "protocol", "jobdir", "process", "paths"},
-    "runners": {"core", "protocol", "jobdir", "client", "process", "paths"},
+    "follow": {"core", "protocol", "jobdir", "process", "paths", "files"},
+    "runners": {"core", "protocol", "jobdir", "client", "process", "paths", "files"},
     "daemon": {
-        *{"core", "protocol", "store", "git", "jobdir", "agents", "config", "process", "paths"},
+        *{"core", "protocol", "store", "git", "jobdir", "agents", "config", "process", "paths", "files"},
         *{"keeper", "zygote", "runners", "budget"},
     },
     # what the user and the main agent touch; none of it ever meets the daemon
-    "cli": {"client", "follow", "core", "protocol", "config", "process", "paths"},
-    "mcp": {"client", "core", "protocol", "config", "process", "paths"},
-    "bridges": {"client", "core", "protocol", "config", "process", "paths"},
-    "chat": {"client", "core", "protocol", "config", "process", "paths", "runners"},
+    "cli": {"client", "follow", "core", "protocol", "config", "process", "paths", "files"},
+    "mcp": {"client", "core", "protocol", "config", "process", "paths", "files"},
+    "bridges": {"client", "core", "protocol", "config", "process", "paths", "files"},
+    "chat": {"client", "core", "protocol", "config", "process", "paths", "files", "runners"},
     # the package itself and `python -m agentd`: doors
     "__init__": {"client"},
     "__main__": {"cli"},
@@ -69,7 +70,7 @@ CONVERSATION = {f"agentd/runners/{name}.py" for name in ("loop", "conversation",
 WAITING = {"asyncio"}
 
 # Each of these processes exists once per attempt or once per kind of agent, and must start at once.
-SMALL = {"budget", "keeper", "zygote", "jobdir", "process"}
+SMALL = {"budget", "keeper", "zygote", "jobdir", "process", "files"}
 HEAVY = {
     *{"asyncio", "subprocess", "multiprocessing", "concurrent", "logging", "sqlite3", "ssl", "http"},
     *{"urllib", "msgspec", "pydantic", "typer", "rich", "psutil", "filelock", "watchdog", "anthropic"},

@@ -644,9 +644,12 @@ def test_the_state_folder_cannot_be_made(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("[limits\nrunning = 1", "cannot read {}: Expected ']' at the end of a table declaration"),
-        ("[limits]\nruning = 1", 'cannot use {}: [limits] has no key "runing"; there is running, queued'),
-        ('[limits]\nrunning = "many"', "cannot use {}: limits.running must be a whole number, not a text in quotes"),
-        ('[log]\nmax = "lots"', 'cannot use {}: log.max: "lots" is not a size such as 64M or 1G'),
+        ("[limits]\nruning = 1", 'cannot use {}, line 2: [limits] has no key "runing"; there is running, queued'),
+        (
+            '[limits]\nrunning = "many"',
+            "cannot use {}, line 2: limits.running must be a whole number, not a text in quotes",
+        ),
+        ('[log]\nmax = "lots"', 'cannot use {}, line 2: log.max: "lots" is not a size such as 64M or 1G'),
     ],
     ids=range(4),
 )

@@ -79,7 +79,7 @@ def dispatch(args: list[str]) -> int:
     from agentd.cli import verbs
 
     try:
-        with verbs.command_line().make_context("agentd", args) as context:
+        with verbs.command_line().make_context("agentd", verbs.spelled_out(args)) as context:
             code = context.command.invoke(context)
             return code if isinstance(code, int) else 0
     except typer.Exit as end:

@@ -19,11 +19,12 @@ from agentd.core.jobs import Jobs
 from agentd.core.machine import Notice
 from agentd.store import Change, Entry, Store, Subscriber, Work, not_saved
 
+Beforehand = Callable[[Job], Awaitable[None]]
 Perform = Callable[[Job, Effect], Awaitable[None]]
 
 
 class Locks:
-    """A lock for each job that somebody changes just now."""
+    """A lock for each job that somebody does something to just now."""
 
     def __init__(self) -> None:
         self.held: dict[int, tuple[asyncio.Lock, int]] = {}
@@ -62,6 +63,9 @@ class Engine:
         self.on_trouble = on_trouble
         self.jobs = Jobs()
         self.locks = Locks()
+        self.verbs = Locks()
+        """What takes more than one change, and must not meet its like half-way: restart, rm, undo, emptying the trash.
+        Taken before the job's own lock."""
         self.effect_tails: dict[int, asyncio.Task[None]] = {}
         self.last_waiting: dict[int, Effect] = {}
         self.admitting: set[int] = set()
@@ -77,12 +81,16 @@ class Engine:
 
     # --- changes --------------------------------------------------------------------------------------------
 
-    async def apply(self, id: int, event: on.Event, must: bool = True) -> Job:
-        """Let ``event`` happen to a job. Refused if it cannot; NotNow if it cannot be saved (unless ``must``)."""
+    async def apply(self, id: int, event: on.Event, must: bool = True, beforehand: Beforehand | None = None) -> Job:
+        """Let ``event`` happen to a job. Refused if it cannot; NotNow if it cannot be saved (unless ``must``).
+        ``beforehand`` is told the job as it will be, when nothing speaks against it any more: it writes what must be
+        durable before that is true."""
         if not must and self.store.trouble is not None:
             raise not_saved(self.store.trouble)  # a fact about this very job may wait, and hold the lock
         async with self.locks.of(id):
             step = machine.step(self.jobs[id], event)
+            if beforehand is not None:
+                await beforehand(step.job)
             if step.job != self.jobs[id] or step.notices:
                 await self.commit(Change(event.at, step.job, step.notices, must=must))
         self.carry_out(step.job, step.effects)

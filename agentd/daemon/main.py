@@ -250,10 +250,16 @@ class Daemon:
             limit = time.time() - self.settings.trash.days * 86400
             for job in list(self.engine.jobs.values()):
                 if isinstance(job.shelf, Trashed) and job.shelf.since < limit and job.shelf.entry:
-                    await self.performer.in_thread(self.performer.empty_trash, job)
-                    emptied = (Notice("job.forgotten", {}),)
-                    await self.engine.commit(Change(time.time(), forget(job), emptied, must=True))
+                    await self.forget(job.id)
             await asyncio.sleep(HOUSEKEEPING_S)
+
+    async def forget(self, id: int) -> None:
+        async with self.engine.verbs.of(id):
+            job = self.engine.jobs[id]
+            if isinstance(job.shelf, Trashed) and job.shelf.entry:
+                await self.performer.in_thread(self.performer.empty_trash, job)
+                emptied = (Notice("job.forgotten", {}),)
+                await self.engine.commit(Change(time.time(), forget(job), emptied, must=True))
 
     async def shut_down(self) -> None:
         jobdir.remove_quietly(f"{self.state_dir}/daemon.json")

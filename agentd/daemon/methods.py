@@ -32,6 +32,7 @@ from agentd.core.job import (
     shown_state,
     state_name,
 )
+from agentd.core.ladder import ladder
 from agentd.core.machine import Notice
 from agentd.core.text import decode
 from agentd.daemon import inputs, perform, profiles, restarts, specs
@@ -432,11 +433,11 @@ class Methods:
         job = self.find(connection, ask.job, ask.owner)
         if isinstance(job.state, Waiting):
             return await self.give_secrets(job, ask.environment)
-        await self.settled(job)
-        job = self.engine.jobs[job.id]
-        done = await restarts.restart(
-            self.engine, self.performer, job, "user", ask.environment, ask.resume or job.restart != "no"
-        )
+        async with self.engine.verbs.of(job.id):
+            await self.settled(job)
+            job = self.engine.jobs[job.id]
+            resume = ask.resume or job.restart != "no"
+            done = await restarts.restart(self.engine, self.performer, job, "user", ask.environment, resume)
         return {"job": job_view(done)}
 
     async def give_secrets(self, job: Job, environment: dict[str, str]) -> dict[str, Any]:
@@ -471,11 +472,12 @@ class Methods:
 
     async def do_jobs_remove(self, connection: Connection, ask: protocol.Remove) -> dict[str, Any]:
         job = self.find(connection, ask.job, ask.owner, exact=True)
-        await self.settled(job)
-        await self.engine.apply(job.id, on.RemoveAsked(time.time(), "user"), must=False)
-        await self.wait_until(
-            lambda: isinstance(self.engine.jobs[job.id].shelf, Kept | Trashed), [job.id], SETTLE_PATIENCE_S
-        )
+        async with self.engine.verbs.of(job.id):
+            await self.settled(job)
+            await self.engine.apply(job.id, on.RemoveAsked(time.time(), "user"), must=False)
+            await self.wait_until(
+                lambda: isinstance(self.engine.jobs[job.id].shelf, Kept | Trashed), [job.id], SETTLE_PATIENCE_S
+            )
         job = self.engine.jobs[job.id]
         if isinstance(job.shelf, Kept):
             raise Refused(f"cannot remove job {job.id}: {await self.why_not_removed(job)}", "not_removed")
@@ -495,8 +497,12 @@ class Methods:
     async def do_jobs_undo(self, connection: Connection, ask: protocol.Undo) -> dict[str, Any]:
         shelved = [job for job in self.engine.jobs.values() if isinstance(job.shelf, Trashed)]
         if ask.job is None:
-            return {"trash": [job_view(job) for job in shelved]}
-        job = self.find(connection, ask.job, ask.owner)
+            return {"trash": [job_view(job) for job in shelved], "days": self.settings.trash.days}
+        id = self.find(connection, ask.job, ask.owner).id
+        async with self.engine.verbs.of(id):
+            return {"job": job_view(await self.undo(self.engine.jobs[id]))}
+
+    async def undo(self, job: Job) -> Job:
         machine.step(job, on.RestoreAsked(time.time(), "user"))
         holder = self.engine.jobs.named(job.name)
         if holder is not None:
@@ -506,8 +512,7 @@ class Methods:
             )
         assert isinstance(job.shelf, Trashed)
         admin = await self.performer.restore(job, job.shelf.entry)
-        done = await self.engine.apply(job.id, on.RestoreAsked(time.time(), "user", admin))
-        return {"job": job_view(done)}
+        return await self.engine.apply(job.id, on.RestoreAsked(time.time(), "user", admin))
 
     # --- events ---------------------------------------------------------------------------------------------
 
@@ -546,6 +551,13 @@ class Methods:
     async def do_events_ack(self, _: Connection, ask: protocol.Ack) -> dict[str, Any]:
         reader = await self.feed.ack(ask.name, ask.seq)
         return {"name": reader.name, "acked": reader.acked}
+
+    async def do_events_forget(self, _: Connection, ask: protocol.ForgetReader) -> dict[str, Any]:
+        if ask.name not in self.feed.subscribers:
+            others = ", ".join(names.escaped(name) for name in sorted(self.feed.subscribers)) or "none"
+            raise Refused(f'there is no reader "{names.escaped(ask.name)}"; there are: {others}', "no_such_reader")
+        gone = await self.feed.retire(ask.name)
+        return {"name": gone.name, "acked": gone.acked}
 
     # --- the daemon -----------------------------------------------------------------------------------------
 
@@ -651,17 +663,6 @@ def signal_name(text: str) -> str:
     return number.name.removeprefix("SIG")
 
 
-def ladder(first: str | None, grace: float | None) -> tuple[tuple[str, float], ...]:
-    """INT, 5 s, TERM, 10 s, KILL; ``grace`` is the time from the first signal to KILL."""
-    if first == "KILL":
-        return (("KILL", 0.0),)
-    if first is not None:
-        return ((first, 0.0), ("KILL", 10.0 if grace is None else grace))
-    if grace is None:
-        return (("INT", 0.0), ("TERM", 5.0), ("KILL", 15.0))
-    return (("INT", 0.0), ("TERM", grace / 3), ("KILL", grace))
-
-
 def with_setup(setup: str, argv: tuple[str, ...]) -> tuple[str, ...]:
     """Run the set-up command first, in the attempt itself: its output is in the log, its limits are the job's."""
     script = (
@@ -675,7 +676,8 @@ def with_setup(setup: str, argv: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def append_input(path: str, data: bytes, eof: bool) -> None:
-    fd = os.open(f"{path}/stdin", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(f"{path}/stdin", flags, 0o600)
     try:
         jobdir.write_all(fd, data)
         os.fsync(fd)

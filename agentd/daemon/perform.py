@@ -45,7 +45,7 @@ from agentd.daemon.engine import Engine
 from agentd.daemon.nudges import Nudge
 from agentd.daemon.zygotes import ZygoteLost, Zygotes
 from agentd.git import fill, fingerprint, snapshot, trash, unchanged, worktree
-from agentd.git.plan import Plan, plan_from
+from agentd.git.plan import Plan, plan_from, tree_of
 from agentd.git.run import GitFailed
 
 T = TypeVar("T")
@@ -154,6 +154,7 @@ class Performer:
             await self.in_thread(worktree.checkout, plan, admin)
         if not await self._begin(job, "fill"):
             return None
+        await self.in_thread(note_own_commands, job_dir(self.state_dir, job), plan, admin)
         filled = await self.in_thread(fill.fill, plan, admin, plan.repo.top)
         record = {"admin": admin, **dataclasses.asdict(filled)}
         await self.in_thread(jobdir.write, job_dir(self.state_dir, job), "worktree.json", record)
@@ -559,55 +560,64 @@ def note_repository(folder: str, plan: Plan, attempt: int) -> None:
     common = plan.repo.common
     commands = fingerprint.command_keys(common) if known is None else known["commands"]
     stands = {"before": fingerprint.fingerprint(common), "commands": commands, "attempt": attempt}
-    jobdir.write(folder, "repository.json", stands)
+    jobdir.write(folder, "repository.json", (known or {}) | stands)
+
+
+def note_own_commands(folder: str, plan: Plan, admin: str) -> None:
+    """What the configuration of a fresh worktree names: git copies it from the main tree's."""
+    known = jobdir.read(folder, "repository.json") or {}
+    jobdir.write(folder, "repository.json", known | {"own_commands": fingerprint.command_keys(plan.repo.common, admin)})
 
 
 def settle_worktree(folder: str, plan: Plan, job: Job) -> tuple[dict[str, object], bool]:
     """``(result, is the worktree gone)``."""
-    assert isinstance(job.place, Worktree) and job.place.admin is not None
+    assert isinstance(job.place, Worktree) and job.place.admin is not None and isinstance(job.state, Done)
     found: dict[str, object] = {}
     before = (jobdir.read(folder, "repository.json") or {}).get("before")
-    if before is not None and isinstance(job.state, Done) and job.state.started is not None:
+    if before is not None and job.state.started is not None:
         told = fingerprint.changes(before, fingerprint.fingerprint(plan.repo.common), plan.branch)
         if told:
             found["repository_changed"] = told[:50]
     refuse_changed_commands(folder, plan, job.place.admin)
-    record = jobdir.read(folder, "worktree.json") or {}
-    if not os.path.isdir(plan.path):
-        # By a daemon that was killed while it removed what was unchanged; else by somebody else, with his reasons.
-        if unchanged.remove_unchanged(plan, job.place.admin, record.get("manifest") or {}):
-            return found | {"changed": False}, True
-        return found | {"missing": f"the worktree {plan.path} is gone"}, False
-    if unchanged.is_unchanged(plan, job.place.admin, record.get("manifest") or {}):
-        unchanged.remove_unchanged(plan, job.place.admin, record.get("manifest") or {})
+    manifest = (jobdir.read(folder, "worktree.json") or {}).get("manifest") or {}
+    helpers = [helper.pid for helper in job.state.how.left]
+    why_kept = unchanged.remove_unchanged(plan, job.place.admin, manifest, helpers)
+    if why_kept is None:
         return found | {"changed": False}, True
+    if not os.path.isdir(plan.path):
+        return found | {"missing": f"the worktree {plan.path} is gone"}, False
     work = snapshot.snapshot_job(plan, job.place.admin, words_of(job))
+    left_out = snapshot.repositories_inside(tree_of(plan, job.place.admin))
     found |= {"changed": work is not None, "snapshot": work}
     if work is not None:
         found["diffstat"] = snapshot.diffstat(plan.repo, plan.base, work)
+    else:
+        found["kept"] = f"the worktree is kept: {why_kept}"
+    if left_out:
+        found["left_out"] = left_out[:PATHS_TOLD]
     return found, False
 
 
 def refuse_changed_commands(folder: str, plan: Plan, admin: str) -> None:
     """Git runs programs that the repository's configuration names: none that came there since the job began."""
-    before = (jobdir.read(folder, "repository.json") or {}).get("commands")
-    if before is None:
+    known = jobdir.read(folder, "repository.json") or {}
+    if "commands" not in known:
         return
-    keys = fingerprint.dangerous_config(before, fingerprint.command_keys(plan.repo.common, admin))
-    if keys:
-        values = ", ".join(f"{key}={' '.join(fingerprint.config_values(plan.repo.common, key))}" for key in keys)
-        raise Refused(
-            f"{plan.repo.common}/config was changed while job {plan.job} ran: {escaped(values)};"
-            " git is not run there for this job; review the change and take it out",
-            "changed_config",
-        )
+    for before, of in ((known["commands"], None), (known.get("own_commands") or {}, admin)):
+        keys = fingerprint.dangerous_config(before, fingerprint.command_keys(plan.repo.common, of))
+        if keys:
+            values = ", ".join(f"{k}={' '.join(fingerprint.config_values(plan.repo.common, k, of))}" for k in keys)
+            raise Refused(
+                f"{fingerprint.config_files(plan.repo.common, of)[0]} was changed while job {plan.job} ran:"
+                f" {escaped(values)}; git is not run there for this job; review the change and take it out",
+                "changed_config",
+            )
 
 
 def refuse_while_used(path: str) -> None:
-    pids = process.working_in(path)
-    if pids:
-        who = ", ".join(f"{p['command']} ({p['pid']})" for p in map(process.describe, pids[:5]))
-        raise Refused(f"cannot remove {path}: {escaped(who)} works in it; end that first", "in_use")
+    why = unchanged.used_by(process.working_in(path))
+    if why is not None:
+        raise Refused(f"cannot remove {path}: {why}; end that first", "in_use")
 
 
 def words_of(job: Job) -> snapshot.Words:

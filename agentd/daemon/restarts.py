@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+from agentd import jobdir
 from agentd.core import events as on
 from agentd.core import machine
 from agentd.core.errors import AgentdError
@@ -20,10 +21,20 @@ async def restart(
     given = {name: value for name, value in (held | environment).items() if name in job.secrets}
     missing = tuple(name for name in job.secrets if name not in given)
     event = on.RestartAsked(time.time(), by, missing)
-    after = machine.step(job, event).job
-    await specs.save(performer, after, specs.next_spec(performer, job, after, resume))
-    async with performer.keeping(after, {} if missing else given):
-        return await engine.apply(job.id, event, must=False)
+    begun: list[Job] = []
+
+    async def write_down(after: Job) -> None:
+        spec = specs.next_spec(performer, job, after, resume)
+        begun.append(after)
+        await specs.save(performer, after, spec)
+
+    try:
+        async with performer.keeping(machine.step(job, event).job, {} if missing else given):
+            return await engine.apply(job.id, event, must=False, beforehand=write_down)
+    except AgentdError:
+        for after in begun:  # else a rebuild would take it for an attempt that waits to be started
+            jobdir.remove_quietly(f"{performer.attempt_dir(after)}/spec.json")
+        raise
 
 
 def restart_when_due(engine: Engine, performer: Performer, job: Job) -> None:
@@ -35,10 +46,11 @@ def restart_when_due(engine: Engine, performer: Performer, job: Job) -> None:
 async def _restart_at(engine: Engine, performer: Performer, id: int, attempt: int, at: float) -> None:
     while (wait := at - time.time()) > 0:
         await asyncio.sleep(min(wait, 60.0))  # the clock may be set meanwhile
-    job = engine.jobs[id]
-    if job.attempt != attempt or not isinstance(job.state, Done) or job.state.again_at is None:
-        return
-    try:
-        await restart(engine, performer, job, "policy", {}, resume=True)
-    except AgentdError as error:
-        await engine.note(id, "job.restart_failed", {"error": error.message})
+    async with engine.verbs.of(id):
+        job = engine.jobs[id]
+        if job.attempt != attempt or not isinstance(job.state, Done) or job.state.again_at is None:
+            return
+        try:
+            await restart(engine, performer, job, "policy", {}, resume=True)
+        except AgentdError as error:
+            await engine.note(id, "job.restart_failed", {"error": error.message})

@@ -62,6 +62,7 @@ def job_view(job: Job) -> dict[str, Any]:
         "progress": progress_view(job.progress),
         "merged": merged_view(job),
         "removed": isinstance(job.shelf, Trashed),
+        "removed_at": iso(job.shelf.since) if isinstance(job.shelf, Trashed) else None,
         "created_at": iso(job.created),
         "started_at": iso(job.started),
         "ended_at": iso(state.ended) if isinstance(state, Done) else None,

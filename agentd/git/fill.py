@@ -6,12 +6,14 @@ import shutil
 import stat
 from dataclasses import dataclass, field
 
+from agentd import files
 from agentd.core.errors import Refused
 from agentd.git.plan import Plan, digest, tree_of
 from agentd.git.repository import calling_tree
 from agentd.git.run import GitFailed, Repo, Tree, git, sentence, zsplit
 
 MAX_BYTES = 200 * 1024 * 1024
+MAX_PATTERNS = 1 << 20
 MISSING_SHOWN = 50
 MISSING_DEPTH = 2
 
@@ -44,8 +46,9 @@ def fill(plan: Plan, admin: str, top: str | None, max_bytes: int = MAX_BYTES) ->
 def _asked_for(source: Tree, name: str, *how: str) -> list[str]:
     """Paths the file's patterns match and git ignores."""
     patterns = os.path.join(source.path, name)
-    if os.path.islink(patterns) or not os.path.isfile(patterns):
+    if files.kind(patterns) != "file":
         return []
+    files.read_file(patterns, MAX_PATTERNS)  # git reads it whole
     matched = zsplit(git(["ls-files", "-o", "-i", "-z", *how, f"--exclude-from={patterns}"], at=source))
     if not matched:
         return []
@@ -54,8 +57,8 @@ def _asked_for(source: Tree, name: str, *how: str) -> list[str]:
 
 
 def _copy_all(source: Tree, target: Tree, paths: list[str], max_bytes: int) -> list[str]:
-    files = [path for path in paths if _is_copyable(os.path.join(source.path, path))]
-    sizes = sorted(((os.lstat(os.path.join(source.path, path)).st_size, path) for path in files), reverse=True)
+    wanted = [path for path in paths if files.kind(os.path.join(source.path, path)) in ("file", "symlink")]
+    sizes = sorted(((os.lstat(os.path.join(source.path, path)).st_size, path) for path in wanted), reverse=True)
     total = sum(size for size, _ in sizes)
     if total > max_bytes:
         largest = ", ".join(f"{path} ({size:,} bytes)" for size, path in sizes[:5])
@@ -64,11 +67,7 @@ def _copy_all(source: Tree, target: Tree, paths: list[str], max_bytes: int) -> l
             f"{message}; link them by .worktreelink, or make them in the set-up command",
             code="include_too_large",
         )
-    return [path for path in files if _copy(source, target, path)]
-
-
-def _is_copyable(path: str) -> bool:
-    return stat.S_ISREG(os.lstat(path).st_mode) or os.path.islink(path)
+    return [path for path in wanted if _copy(source, target, path)]
 
 
 def _copy(source: Tree, target: Tree, path: str) -> bool:
@@ -81,7 +80,7 @@ def _copy(source: Tree, target: Tree, path: str) -> bool:
         descriptor = os.open(goal, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except FileExistsError:
         return False
-    with open(origin, "rb") as reader, open(descriptor, "wb") as writer:
+    with files.open_file(origin, follow=False) as reader, open(descriptor, "wb") as writer:
         shutil.copyfileobj(reader, writer)
         # What git ignores is often secret: for its owner alone, never wider than it was.
         os.fchmod(writer.fileno(), stat.S_IMODE(os.fstat(reader.fileno()).st_mode) & 0o700)

@@ -1,9 +1,11 @@
 """What of a repository a job must not touch, hashed before and after, so that a change can be told."""
 
+import contextlib
 import hashlib
 import os
 import re
 
+from agentd import files
 from agentd.git.plan import admin_dir
 from agentd.git.run import GitFailed, Repo, git, zsplit
 
@@ -85,7 +87,8 @@ def _short(value: str | None) -> str:
 def command_keys(common: str, admin: str | None = None) -> dict[str, str]:
     """Key -> hash of its values, for keys which name a command git runs or change how it finds one.
 
-    With ``admin`` the worktree's own config counts too: a job can write it.
+    With ``admin``: those of the worktree's own config, which a job can write, and which ``git worktree add`` fills from
+    the main tree's. It is compared by itself, with what it was when the worktree was made.
     """
     return {key: value for key, value in _config(common, admin).items() if COMMANDS.fullmatch(key)}
 
@@ -95,20 +98,19 @@ def dangerous_config(before: dict[str, str], after: dict[str, str]) -> list[str]
     return sorted(key for key, value in after.items() if before.get(key) != value)
 
 
-def config_values(common: str, key: str) -> list[str]:
+def config_values(common: str, key: str, admin: str | None = None) -> list[str]:
     """What the key holds now, for the sentence that names it. Treat it as hostile text."""
-    try:
-        return zsplit(git(["config", "--file", _file(common), "--includes", "-z", "--get-all", key], at=_bare(common)))
-    except GitFailed:
-        return []
+    values = []
+    for file in filter(os.path.isfile, config_files(common, admin)):
+        query = ["config", "--file", file, "--includes", "-z", "--get-all", key]
+        with contextlib.suppress(GitFailed):
+            values += zsplit(git(query, at=_bare(common)))
+    return values
 
 
 def _config(common: str, admin: str | None) -> dict[str, str]:
-    files = [_file(common), os.path.join(common, "config.worktree")]
-    if admin is not None:
-        files.append(os.path.join(admin_dir(_bare(common), admin), "config.worktree"))
     values: dict[str, list[str]] = {}
-    for file in filter(os.path.lexists, files):
+    for file in filter(os.path.lexists, config_files(common, admin)):
         try:
             listed = git(["config", "--file", file, "--includes", "-z", "--list"], at=_bare(common))
         except GitFailed:
@@ -119,8 +121,11 @@ def _config(common: str, admin: str | None) -> dict[str, str]:
     return {key: _hash(repr(held).encode("utf-8", "surrogateescape")) for key, held in values.items()}
 
 
-def _file(common: str) -> str:
-    return os.path.join(common, "config")
+def config_files(common: str, admin: str | None = None) -> list[str]:
+    """Where the repository's configuration stands; with ``admin``, one worktree's own."""
+    if admin is not None:
+        return [os.path.join(admin_dir(_bare(common), admin), "config.worktree")]
+    return [os.path.join(common, "config"), os.path.join(common, "config.worktree")]
 
 
 def _bare(common: str) -> Repo:
@@ -128,11 +133,12 @@ def _bare(common: str) -> Repo:
 
 
 def _bytes(path: str) -> bytes:
+    """The first MiB of a file; of anything else its kind."""
     try:
-        with open(path, "rb") as file:
+        with files.open_file(path) as file:
             return file.read(1 << 20)
     except OSError as failure:
-        return repr(failure.errno).encode()
+        return f"{files.kind(path, follow=True)} {failure.errno}".encode()
 
 
 def _hash(data: bytes) -> str:

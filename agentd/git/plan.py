@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from agentd.git.run import Repo, Tree
+from agentd import files
+from agentd.git.run import Repo, Tree, refuse_pipe
+
+RULES = (".gitignore", ".gitattributes", ".gitmodules", ".mailmap")
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,10 @@ def is_intact(plan: Plan, admin: str) -> bool:
     return points_back(plan, admin) and os.path.realpath(common) == os.path.realpath(plan.repo.common)
 
 
-def stands(plan: Plan, admin: str) -> bool:
-    """Whether directory and admin directory are the ones we made, and name each other."""
-    named = None if os.path.islink(plan.path) else admin_named_by(plan.path, plan.repo)
+def stands(plan: Plan, admin: str, path: str | None = None) -> bool:
+    """Whether directory and admin directory are the ones we made, and name each other. ``path``: where it is now."""
+    path = path or plan.path
+    named = None if os.path.islink(path) else admin_named_by(path, plan.repo)
     return named == admin and is_intact(plan, admin)
 
 
@@ -96,36 +100,52 @@ def _is_ours(plan: Plan, admin: str) -> bool:
     here = admin_dir(plan.repo, admin)
     if os.path.islink(here) or not os.path.isdir(here):
         return False
-    if read(os.path.join(here, "gitdir")):
-        return points_back(plan, admin)
-    reason = read(os.path.join(here, "locked"))
+    try:
+        if read(os.path.join(here, "gitdir")):
+            return points_back(plan, admin)
+        reason = read(os.path.join(here, "locked"))
+    except OSError:
+        return False
     return not reason or reason.strip() == plan.lock_reason
 
 
 def read(path: str) -> str | None:
+    """What a small file says; None if there is none. OSError for what is no file, or not small."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
+        return files.read_file(path).decode("utf-8", "surrogateescape")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
 
 
 def digest(path: str) -> str:
-    """What a manifest says of one file: a link by its target, anything else by its bytes."""
-    if os.path.islink(path):
+    """What a manifest says of one file: a link by its target, a file by its bytes, anything else by its kind."""
+    what = files.kind(path)
+    if what == "symlink":
         return "link:" + os.readlink(path)
-    with open(path, "rb") as file:
+    if what != "file":
+        return "kind:" + what
+    with files.open_file(path, follow=False) as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def files_below(path: str) -> Iterator[str]:
-    """Every file and link below a directory, or the path itself; no link is followed."""
-    if os.path.islink(path) or not os.path.isdir(path):
-        yield path
-        return
-    for folder, names, files in os.walk(path):
-        yield from (os.path.join(folder, name) for name in files)
-        yield from (os.path.join(folder, name) for name in names if os.path.islink(os.path.join(folder, name)))
+def files_in(tree: Tree) -> Iterator[tuple[str, bool]]:
+    """All there is in a working tree but folders and its own ``.git``: the path, and whether git can read it (a file
+    or a link). No link is followed; a folder that cannot be read is an OSError."""
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(os.path.join(tree.path, folder)) as entries:
+            for entry in entries:
+                path = os.path.join(folder, entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(path)
+                elif path != ".git":
+                    yield path, entry.is_symlink() or entry.is_file(follow_symlinks=False)
+
+
+def refuse_pipes_in(tree: Tree) -> None:
+    """git reads these wherever they stand in a tree, and would wait at a pipe for ever."""
+    refuse_pipe(*(os.path.join(tree.path, path) for path, _ in files_in(tree) if os.path.basename(path) in RULES))
 
 
 def remove_tree(path: str) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from agentd import files
 from agentd.core.errors import Refused, Usage
 from agentd.git.run import GitFailed, Repo, Tree, git
 
@@ -77,8 +78,7 @@ def _real(cwd: str, path: str) -> str:
 
 
 def _current_branch(git_dir: str) -> str | None:
-    with open(os.path.join(git_dir, "HEAD"), encoding="utf-8", errors="surrogateescape") as file:
-        head = file.read().strip()
+    head = files.read_file(os.path.join(git_dir, "HEAD")).decode("utf-8", "surrogateescape").strip()
     return head.removeprefix("ref: ") if head.startswith("ref: refs/heads/") else None
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from agentd import files
 from agentd.core.errors import AgentdError, Fault, NotNow, Refused
 
 OUTPUT_CAP = 256 * 1024 * 1024
@@ -48,6 +49,12 @@ SAFE = (
     "core.untrackedCache=false",
     "core.splitIndex=false",
     "core.safecrlf=false",
+)
+
+
+READ_BY_GIT = (
+    *("HEAD", "config", "config.worktree", "commondir", "gitdir", "index", "packed-refs", "shallow", "logs/HEAD"),
+    *("info/exclude", "info/attributes", "info/grafts", "info/sparse-checkout", "objects/info/alternates"),
 )
 
 
@@ -114,6 +121,7 @@ def git(
     options = list(SAFE)
     if at is not None:
         options.append("safe.bareRepository=explicit")
+        _refuse_pipes(at)
     argv = [program(), *(word for option in options for word in ("-c", option)), *args]
     environment = _environment(at, index, write) | dict(env or {})
     process = _started(
@@ -137,6 +145,20 @@ def git(
     if note or process.returncode not in ok:
         raise GitFailed(args, process.returncode, stdout, stderr, note)
     return stdout
+
+
+def _refuse_pipes(at: Tree | Repo) -> None:
+    """git would wait for ever at a pipe that stands for a file it reads, and read a device without end."""
+    for folder in dict.fromkeys((at.common, at.git_dir)):
+        refuse_pipe(*(os.path.join(folder, name) for name in READ_BY_GIT))
+
+
+def refuse_pipe(*paths: str) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            what = files.kind(path, follow=True)
+            if what not in ("file", "folder", "nothing"):
+                raise Refused(f"cannot run git there: {path} is a {what}, not a file; remove it", code="special_file")
 
 
 def _started(argv: list[str], **options: Any) -> "subprocess.Popen[bytes]":

@@ -3,18 +3,21 @@
 Never ``git stash``: it leaves untracked files out, rewrites the index, and all worktrees share its ref.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from agentd import files
 from agentd.core.errors import Refused
-from agentd.git.plan import Plan, is_intact, read, tree_of
+from agentd.git.plan import Plan, is_intact, read, refuse_pipes_in, tree_of
 from agentd.git.repository import calling_tree, ref_value
 from agentd.git.run import GitFailed, Repo, Tree, git, sentence, zsplit
 
 MAX_BYTES = 50 * 1024 * 1024
+SUBMODULE = "160000"
 SHOWN_PATHS = 100
 SHOWN_TEXT = 20_000
 
@@ -134,12 +137,8 @@ def keep_everything(plan: Plan, admin: str) -> str:
 def _staged(tree: Tree) -> str | None:
     """The index as a tree object; None with conflicts. From a copy: a stale index.lock is no obstacle."""
     with tempfile.TemporaryDirectory(prefix="agentd-") as place:
-        index = os.path.join(place, "index")
-        try:
-            shutil.copy2(os.path.join(tree.git_dir, "index"), index)
-        except FileNotFoundError:
-            return None
-        if git(["ls-files", "-u", "-z"], at=tree, index=index):
+        index = _copied_index(tree, place)
+        if index is None or git(["ls-files", "-u", "-z"], at=tree, index=index):
             return None
         return git(["write-tree"], at=tree, index=index, write=True).strip()
 
@@ -170,20 +169,49 @@ def _tips_among(tree: Tree, names: list[str], head: str) -> list[str]:
 
 
 def worktree_content(tree: Tree) -> str:
-    """The id of a tree object with all that is not ignored; repositories inside are left out."""
-    nested = [path for path in _untracked(tree) if path.endswith("/")]
-    scope = ["--", ".", *(f":(exclude,literal){path.rstrip('/')}" for path in nested)] if nested else []
+    """The id of a tree object with all that is not ignored; repositories inside are left as they were staged."""
+    nested = repositories_inside(tree)
+    scope = ["--", ".", *(f":(exclude,literal){path}" for path in nested)] if nested else []
     with tempfile.TemporaryDirectory(prefix="agentd-") as place:
         index = _index_with_everything(tree, place, ["add", "-A", "--ignore-errors", *scope], unhide=True)
         return git(["write-tree"], at=tree, index=index, write=True).strip()
 
 
-def _index_with_everything(tree: Tree, place: str, add: list[str], unhide: bool = False) -> str:
+def repositories_inside(tree: Tree) -> list[str]:
+    """Those that are not ignored, and submodules with anything in them. git is never run in one, or made to run itself
+    there: its configuration is the job's."""
+    refuse_pipes_in(tree)
+    untracked = [path.rstrip("/") for path in _untracked(tree) if path.endswith("/")]
+    submodules = (path for path, mode in modes(tree).items() if mode == SUBMODULE)
+    return [*untracked, *(path for path in submodules if _holds_anything(os.path.join(tree.path, path)))]
+
+
+def modes(tree: Tree) -> dict[str, str]:
+    """Path -> mode of all that git tracks."""
+    staged = (line.partition("\t") for line in zsplit(git(["ls-files", "-s", "-z"], at=tree)))
+    return {path: how.partition(" ")[0] for how, _, path in staged}
+
+
+def _holds_anything(path: str) -> bool:
+    return files.kind(path) == "folder" and bool(os.listdir(path))
+
+
+def _copied_index(tree: Tree, place: str) -> str | None:
     index = os.path.join(place, "index")
-    try:
+    with contextlib.suppress(FileNotFoundError), files.open_file(os.path.join(tree.git_dir, "index")) as source:
+        with open(index, "wb") as target:
+            shutil.copyfileobj(source, target)
         # With its time: git looks into a file only if that is no older than the index.
-        shutil.copy2(os.path.join(tree.git_dir, "index"), index)
-    except FileNotFoundError:
+        made = os.fstat(source.fileno())
+        os.utime(index, ns=(made.st_atime_ns, made.st_mtime_ns))
+        return index
+    return None
+
+
+def _index_with_everything(tree: Tree, place: str, add: list[str], unhide: bool = False) -> str:
+    index = _copied_index(tree, place)
+    if index is None:
+        index = os.path.join(place, "index")
         git(["read-tree", "HEAD"], at=tree, index=index, write=True)
     hidden = hidden_files(tree, index) if unhide else []
     if hidden:

@@ -12,6 +12,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from agentd import files
 from agentd.core.errors import Refused
 from agentd.git.plan import (
     Plan,
@@ -104,10 +105,7 @@ def _refuse_other_disk(path: str, trash_dir: str) -> None:
 
 
 def _write_durably(path: str, text: str) -> None:
-    with open(path + ".new", "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    files.write_over(path + ".new", text.encode())
     os.rename(path + ".new", path)
     folder = os.open(os.path.dirname(path), os.O_RDONLY)
     os.fsync(folder)
@@ -152,8 +150,7 @@ def _move_back(plan: Plan, entry: dict[str, Any], tree: str, lock: int) -> None:
     if entry["branch"] and ref_value(plan.repo, plan.ref) is None:
         git(["update-ref", plan.ref, entry["branch"]], at=plan.repo, write=True, holding=lock)
     admin = _admin_back(plan, entry)
-    with open(os.path.join(tree, ".git"), "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(f"gitdir: {admin_dir(plan.repo, admin)}\n")
+    files.write_over(os.path.join(tree, ".git"), os.fsencode(f"gitdir: {admin_dir(plan.repo, admin)}\n"))
     os.makedirs(os.path.dirname(plan.path), mode=0o700, exist_ok=True)
     os.rename(tree, plan.path)
 

@@ -1,24 +1,31 @@
-"""Is there any work in a worktree? Doubt means yes."""
+"""Is there any work in a worktree? Doubt means yes.
+
+git is asked about the files it tracks, and about nothing else: it does not list what is ignored, what is in a
+submodule's folder, nor a repository that lies among tracked files. So everything that a fresh worktree would not have
+is found by looking at the folders.
+"""
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from agentd.core.errors import Fault
+from agentd import process
+from agentd.core.errors import AgentdError, Fault
+from agentd.core.names import escaped
 from agentd.git.plan import (
     Plan,
     admin_dir,
     digest,
-    files_below,
+    files_in,
     half_made_admins,
+    points_back,
     read,
     remove_tree,
     stands,
-    tree_of,
 )
 from agentd.git.repository import ref_value
 from agentd.git.run import GitFailed, Tree, git, mutex, sentence, zsplit
-from agentd.git.snapshot import hidden_files
+from agentd.git.snapshot import SUBMODULE, hidden_files, modes
 
 CACHE = re.compile(r"(^|/)(__pycache__|\.pytest_cache|\.mypy_cache|\.ruff_cache|node_modules/\.cache)(/|$)")
 IN_PROGRESS = (
@@ -36,20 +43,34 @@ IN_PROGRESS = (
 
 def is_unchanged(plan: Plan, admin: str, manifest: dict[str, str]) -> bool:
     """Whether removing the worktree and its branch would lose nothing."""
-    return stands(plan, admin) and _holds_no_work(plan, tree_of(plan, admin), manifest)
+    return first_work(plan, admin, manifest, plan.path) is None
 
 
-def _holds_no_work(plan: Plan, tree: Tree, manifest: dict[str, str]) -> bool:
-    if any(os.path.lexists(os.path.join(tree.git_dir, name)) for name in IN_PROGRESS):
-        return False
+def first_work(plan: Plan, admin: str, manifest: dict[str, str], path: str) -> str | None:
+    """The first sign of work in the worktree, which is at ``path`` now; None if there is none."""
+    tree = Tree(plan.repo.common, admin_dir(plan.repo, admin), path)
     try:
-        if [ref_value(tree, "HEAD"), ref_value(tree, plan.ref)] != [plan.base, plan.base]:
-            return False
-        if _seen_by_reflogs(plan, tree) - {plan.base} or git(["for-each-ref", "refs/worktree", "refs/bisect"], at=tree):
-            return False
-        return not hidden_files(tree) and not any(_new_or_changed(tree, manifest))
-    except (GitFailed, OSError):
-        return False
+        if not stands(plan, admin, path):
+            return f"{path} and its git folder do not name each other"
+        return next(_work_in(plan, tree, manifest), None)
+    except (AgentdError, GitFailed, OSError) as failure:
+        return str(failure)
+
+
+def _work_in(plan: Plan, tree: Tree, manifest: dict[str, str]) -> Iterator[str]:
+    for name in IN_PROGRESS:
+        if os.path.lexists(os.path.join(tree.git_dir, name)):
+            yield f"there is {name} in its git folder"
+    # Before git looks at a file: there is no repository inside and no pipe any more that it could be led to.
+    yield from (f"{escaped(path)} is new or changed" for path in _new_files(tree, manifest))
+    if [ref_value(tree, "HEAD"), ref_value(tree, plan.ref)] != [plan.base, plan.base]:
+        yield "there are commits"
+    if _seen_by_reflogs(plan, tree) - {plan.base}:
+        yield "there were commits"
+    if git(["for-each-ref", "refs/worktree", "refs/bisect"], at=tree):
+        yield "there are refs of its own"
+    yield from (f"{escaped(path)} is hidden from git" for path in hidden_files(tree))
+    yield from (f"{escaped(path)} was changed" for path in _changed_files(tree))
 
 
 def _seen_by_reflogs(plan: Plan, tree: Tree) -> set[str]:
@@ -58,54 +79,48 @@ def _seen_by_reflogs(plan: Plan, tree: Tree) -> set[str]:
     return {sha for line in lines for sha in line.split(" ")[:2] if sha.strip("0")}
 
 
-def _new_or_changed(tree: Tree, manifest: dict[str, str]) -> Iterator[str]:
-    for code, path in _entries(tree):
-        if code not in ("!!", "??"):
-            yield path
+def _new_files(tree: Tree, manifest: dict[str, str]) -> Iterator[str]:
+    """All that git does not track, whatever it thinks of it, but for caches and what was filled in."""
+    tracked = {path for path, mode in modes(tree).items() if mode != SUBMODULE}
+    for path, is_readable in files_in(tree):
+        if is_readable and (path in tracked or _is_cache(path)):
             continue
-        for file in _files_of(tree, path):
-            if manifest.get(file) != digest(os.path.join(tree.path, file)):
-                yield file
+        if path not in manifest or manifest[path] != digest(os.path.join(tree.path, path)):
+            yield path
 
 
-def _entries(tree: Tree) -> list[tuple[str, str]]:
-    query = ["status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--ignored=matching"]
-    lines = zsplit(git([*query, "--ignore-submodules=none"], at=tree, timeout=600))
-    return [(line[:2], line[3:].rstrip("/")) for line in lines]
+def _is_cache(path: str) -> bool:
+    """A repository in a cache (of pages to be published, say) may hold commits."""
+    return bool(CACHE.search(path)) and ".git" not in path.split("/")
 
 
-def _files_of(tree: Tree, path: str) -> Iterator[str]:
-    for file in files_below(os.path.join(tree.path, path)):
-        relative = os.path.relpath(file, tree.path)
-        if not CACHE.search(relative):
-            yield relative
+def _changed_files(tree: Tree) -> list[str]:
+    query = ["status", "--porcelain", "-z", "--no-renames", "--untracked-files=no", "--ignore-submodules=dirty"]
+    return [line[3:] for line in zsplit(git(query, at=tree, timeout=600))]
 
 
-def manifest_of(plan: Plan, admin: str) -> dict[str, str]:
-    """Every ignored file there is now: taken after the set-up command, so that its products are no work."""
-    tree = tree_of(plan, admin)
-    try:
-        ignored = [path for code, path in _entries(tree) if code == "!!"]
-        return {file: digest(os.path.join(tree.path, file)) for path in ignored for file in _files_of(tree, path)}
-    except (GitFailed, OSError) as failure:
-        raise sentence(failure, f"list the ignored files of job {plan.job}") from failure
+def remove_unchanged(plan: Plan, admin: str, manifest: dict[str, str], helpers: Sequence[int] = ()) -> str | None:
+    """Remove worktree and branch, if there is no work in them, nobody uses them, and none of ``helpers`` lives. Else
+    why not, with everything where it was. Finishes what a crash cut off.
 
-
-def remove_unchanged(plan: Plan, admin: str, manifest: dict[str, str]) -> bool:
-    """Remove worktree and branch if there is no work in them, else False. Finishes what a crash cut off.
-
-    The directory is put aside first and deleted last: what stands at ``<path>.gone`` has passed the check.
+    The directory is put aside first, and looked at (again) there: who is not in it then does not find it any more. Its
+    entry in the repository goes when it has passed, and the directory last.
     """
     gone = plan.path + ".gone"
+    why = first_work(plan, admin, manifest, plan.path) if os.path.lexists(plan.path) else None
+    if why is not None:
+        return why
     with mutex(plan.repo) as lock:
-        if os.path.lexists(plan.path):
-            if not is_unchanged(plan, admin, manifest):
-                return False
-            if os.path.lexists(gone):
-                raise Fault(f"cannot put {plan.path} aside: {gone} exists; remove it", code="path_exists")
-            os.rename(plan.path, gone)
+        is_new = os.path.lexists(plan.path)
+        if is_new:
+            _rename(plan.path, gone)
         elif not os.path.lexists(gone) and os.path.lexists(admin_dir(plan.repo, admin)):
-            return False
+            return f"{plan.path} is gone"
+        if is_new or (os.path.lexists(gone) and points_back(plan, admin)):
+            why = _users(gone, helpers) or first_work(plan, admin, manifest, gone)
+            if why is not None:
+                _rename(gone, plan.path)
+                return why
         try:
             drop_admin(plan, admin)
             if ref_value(plan.repo, plan.ref) == plan.base:
@@ -114,7 +129,24 @@ def remove_unchanged(plan: Plan, admin: str, manifest: dict[str, str]) -> bool:
             raise sentence(failure, f"remove the worktree of job {plan.job}") from failure
     if os.path.isdir(gone) and not os.path.islink(gone):
         remove_tree(gone)
-    return True
+    return None
+
+
+def _rename(path: str, goal: str) -> None:
+    if os.path.lexists(goal):
+        raise Fault(f"cannot move {path} to {goal}: that exists; look at both by hand", code="path_exists")
+    os.rename(path, goal)
+
+
+def _users(path: str, helpers: Sequence[int]) -> str | None:
+    alive = [pid for pid in helpers if not process.is_zombie(pid)]
+    return used_by([*alive, *(pid for pid in process.using(path) if pid not in alive)])
+
+
+def used_by(pids: Sequence[int]) -> str | None:
+    """Who works in a worktree, in words; None if nobody does."""
+    who = (f"{escaped(str(p['command'])[:40])} ({p['pid']})" for p in map(process.describe, pids[:5]))
+    return f"{', '.join(who)} works in it" if pids else None
 
 
 def drop_admin(plan: Plan, admin: str) -> None:

@@ -33,7 +33,7 @@ from agentd.git.plan import (
 from agentd.git.repository import ref_value
 from agentd.git.run import GitFailed, git, locked, mutex, sentence
 from agentd.git.trash import Trashed, forget, restore, to_trash
-from agentd.git.unchanged import is_unchanged, manifest_of, remove_unchanged
+from agentd.git.unchanged import is_unchanged, remove_unchanged
 
 __all__ = [
     "Filled",
@@ -44,7 +44,6 @@ __all__ = [
     "fill",
     "forget",
     "is_unchanged",
-    "manifest_of",
     "mutex",
     "plan_from",
     "preflight",
