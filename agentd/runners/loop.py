@@ -91,7 +91,7 @@ class Loop:
         else:
             raise Ended(0, "done", state.last_text())
 
-    def write(self, kind: str, **fields: object) -> Record:
+    def write(self, kind: str, /, **fields: object) -> Record:
         record = self.transcript.write(kind, **fields)
         self.conversation.apply(record)
         return record

@@ -31,7 +31,7 @@ class Transcript:
         self.streamed: list[str] = []
         self.streamed_at = 0.0
 
-    def write(self, kind: str, **fields: object) -> Record:
+    def write(self, kind: str, /, **fields: object) -> Record:
         """Append a record. Returns it as a reader will see it, so that living on and resuming are the same."""
         if kind == "request":
             self.streamed, self.streamed_at = [], time.monotonic()
