@@ -220,6 +220,7 @@ METHODS: dict[str, Method] = {
     "jobs.restart": Method(Restart, False),
     "jobs.remove": Method(Remove, False),
     "jobs.undo": Method(Undo, False),
+    "profiles.list": Method(Nothing, True),
     "events.subscribe": Method(Subscribe, False),
     "events.ack": Method(Ack, False),
     "daemon.status": Method(Nothing, False),

@@ -28,6 +28,8 @@ RINGS: dict[str, set[str]] = {
     "git": {"core", "process", "paths"},
     "jobdir": {"core", "process", "paths"},
     "agents": {"core", "process", "paths"},
+    # a script in place of a model, for tests and demonstrations: it must not know whom it serves
+    "scripted": set(),
     # small processes that outlive the daemon; a zygote forks keepers, and loads runners by the dotted name
     # in the spec
     "budget": set(),
@@ -43,7 +45,7 @@ RINGS: dict[str, set[str]] = {
         *{"keeper", "zygote", "runners", "budget"},
     },
     # what the user and the main agent touch; none of it ever meets the daemon
-    "cli": {"client", "follow", "core", "protocol", "config", "process", "paths"},
+    "cli": {"client", "follow", "core", "protocol", "config", "process", "paths", "budget"},
     "mcp": {"client", "core", "protocol", "config", "process", "paths"},
     "bridges": {"client", "core", "protocol", "config", "process", "paths"},
     "chat": {"client", "core", "protocol", "config", "process", "paths", "runners"},

@@ -21,6 +21,11 @@ def delegate(
     idle_timeout: options.IdleTimeout = None,
     with_changes: Annotated[bool, typer.Option("--with-changes", help="Take your uncommitted changes along.")] = False,
     in_place: Annotated[bool, typer.Option("--in-place", help="Work in this folder, not in a worktree.")] = False,
+    profile: options.Profile = None,
+    model: options.Model = None,
+    max_turns: options.MaxTurns = None,
+    max_tokens: options.MaxTokens = None,
+    max_cost: options.MaxCost = None,
     owner: options.Owner = None,
     leave: options.Leave = None,
     input: options.Input = False,
@@ -33,13 +38,14 @@ def delegate(
 ) -> None:
     """Hand over a task or a command, in a git worktree of its own.
 
-    TASK is for an agent; a command stands after --, such as: agentd delegate "run the tests" -- make test
+    TASK is for the built-in agent; a command stands after --, such as: agentd delegate "run the tests" -- make test
     """
     if more:
         word = render.one_line(more[0], 80)
         raise Usage(f'what is "{word}"? A task is one word in quotes, and a command stands after --', "usage")
     argv: list[str] | None = ctx.meta.get("command")
-    asked = options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max)
+    asked = options.of_the_agent(profile, model, max_turns, max_tokens, max_cost, argv)
+    asked |= options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max)
     with Client(owner=owner) as client:
         answer = client.delegate_answer(
             argv or [],

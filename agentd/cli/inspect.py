@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from agentd.cli import options, render
+from agentd.cli import options, sheet
 from agentd.client import Client
 
 
@@ -23,4 +23,4 @@ def inspect(
     elif quiet:
         print(document["job"]["id"])
     else:
-        print("\n".join(render.sheet(document, time.time())))
+        print("\n".join(sheet.sheet(document, time.time(), options.width())))

@@ -32,6 +32,30 @@ Processes = Annotated[int | None, typer.Option("--processes", metavar="N", min=1
 LogMax = Annotated[str | None, typer.Option("--log-max", metavar="SIZE", help="Keep the last so much; 0: all.")]
 
 
+# Of delegate, for the built-in agent.
+Profile = Annotated[str | None, typer.Option("--profile", metavar="NAME", help="How; agentd profiles lists them.")]
+Model = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Another model than the profile's.")]
+MaxTurns = Annotated[int | None, typer.Option("--max-turns", metavar="N", min=0, help="At most so many; 0: any.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", metavar="N", min=0, help="At most so many; 0: any.")]
+MaxCost = Annotated[
+    float | None, typer.Option("--max-cost", metavar="DOLLARS", min=0, help="Spend at most so much; 0: any sum.")
+]
+
+
+def of_the_agent(
+    profile: str | None, model: str | None, turns: int | None, tokens: int | None, cost: float | None, argv: object
+) -> dict[str, Any]:
+    """The parameters of jobs.delegate that these options stand for; Usage beside a command."""
+    asked = {"profile": profile, "model": model, "max_turns": turns, "max_tokens": tokens, "max_cost": cost}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if given and argv is not None:
+        flag = next(iter(given)).replace("_", "-")
+        raise Usage(f"--{flag} is for the built-in agent; leave it out, or the command after --", "usage")
+    if cost is not None and not cost < 1e9:
+        raise Usage("--max-cost: a sum in dollars such as 2.50", "bad_limit")
+    return given
+
+
 def limits(
     name: str | None,
     env: list[str] | None,
@@ -90,9 +114,29 @@ def size(option: str, text: str | None) -> int | None:
         raise Usage(f'{option}: a size such as 64M or 2G, not "{one_line(text, 80)}"', "bad_size") from None
 
 
+def text_or_input(text: str | None, ask: str) -> str:
+    """TEXT, else standard input without the newlines at its end; Usage with ``ask`` if there is nothing."""
+    if text is None:
+        try:
+            data = b"" if os.isatty(0) else b"".join(iter(lambda: os.read(0, 1 << 18), b""))
+            text = data.decode().rstrip("\n")
+        except OSError:  # closed
+            text = ""
+        except UnicodeDecodeError as error:
+            raise Usage(f"standard input is no UTF-8 text (byte {error.start})", "bad_text") from None
+    if not text.strip():
+        raise Usage(ask, "no_text")
+    return text
+
+
 def say(text: str) -> None:
     """Talk: for people, never data."""
     print(f"agentd: {text}", file=sys.stderr, flush=True)
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """Talk that goes on."""
+    print(text, end=end, file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:

@@ -67,7 +67,7 @@ def chosen(client: Client, all: bool, mine: bool, count: int | None) -> list[ren
 
 def print_table(jobs: list[render.View], width: int | None, is_colored: bool) -> None:
     now = time.time()
-    lines = render.table(render.PS_COLUMNS, [render.job_row(job, now) for job in jobs], width)
+    lines = render.job_table(jobs, now, width)
     if is_colored:
         lines[0] = f"\x1b[1m{lines[0]}\x1b[0m"
     print_lines(lines)

@@ -47,6 +47,27 @@ def one_line(text: str, limit: int = 2000) -> str:
     return joined if len(joined) <= limit else joined[: limit - 1] + "…"
 
 
+def indented(text: str, by: str, width: int | None) -> list[str]:
+    """Its lines, cleaned, none of which begins at the left edge, which is ours, not even where a terminal of this
+    width would wrap it."""
+    lines = clean(text).expandtabs(4).split("\n")
+    return [by + piece for line in lines for piece in wrapped(line, None if width is None else width - len(by))]
+
+
+def wrapped(line: str, size: int | None) -> list[str]:
+    """Pieces of so many places at most, cut at a blank where there is one in the second half."""
+    pieces = []
+    while size is not None and columns_of(line) > max(size, 8):
+        piece = line[: max(size, 8)]
+        while columns_of(piece) > max(size, 8):
+            piece = piece[: len(piece) - max(1, (columns_of(piece) - max(size, 8)) // 2)]
+        blank = piece.rfind(" ")
+        end = blank + 1 if blank >= len(piece) // 2 else len(piece)
+        pieces.append(line[:end].rstrip())
+        line = line[end:]
+    return [*pieces, line]
+
+
 # --- times --------------------------------------------------------------------------------------------------
 
 
@@ -78,24 +99,93 @@ def running_time(job: View, now: float) -> str:
 # --- jobs ---------------------------------------------------------------------------------------------------
 
 PS_COLUMNS = ("ID", "NAME", "STATE", "AGENT", "TIME", "EXIT", "TASK")
+OF_AGENTS = ("TURNS", "COST")
+LEFT_OUT = (*reversed(OF_AGENTS), "AGENT", "EXIT", "TIME")
+"""What a narrow terminal does without, the first one first."""
+ROOM = 24
+"""So many places the last column should have."""
 
 
-def job_row(job: View, now: float) -> list[str]:
-    return [
-        str(job["id"]),
-        job["name"],
-        state_words(job),
-        one_line(job["agent"], 20),
-        running_time(job, now),
-        exit_word(job),
-        one_line(job["task"] or command_text(job["argv"])),
-    ]
+def job_table(jobs: Sequence[View], now: float, width: int | None = None) -> list[str]:
+    """``ps``. What agents spend is shown where there are any, and room for it."""
+    names = [*PS_COLUMNS]
+    if any(job["progress"] for job in jobs):
+        names[-1:-1] = OF_AGENTS
+    rows = [job_row(job, now) for job in jobs]
+
+    def room() -> int:
+        sizes = [max(columns_of(name), *(columns_of(row[name]) for row in rows), 0) + 2 for name in names[:-1]]
+        return ROOM if width is None else width - sum(sizes)
+
+    for name in LEFT_OUT:
+        if room() >= ROOM:
+            break
+        if name in names:
+            names.remove(name)
+    if room() < ROOM:
+        longest = max(len(row["NAME"]) for row in rows)
+        for row in rows:
+            row["NAME"] = cut(row["NAME"], max(8, longest - ROOM + room()))
+    return table(names, [[row[name] for name in names] for row in rows], width)
+
+
+def job_row(job: View, now: float) -> dict[str, str]:
+    progress = job["progress"]
+    return {
+        "ID": str(job["id"]),
+        "NAME": job["name"],
+        "STATE": state_words(job),
+        "AGENT": one_line(job["agent"], 20),
+        "TIME": running_time(job, now),
+        "EXIT": exit_word(job),
+        "TURNS": str(progress["turns"]) if progress else "-",
+        "COST": money(progress["cost"]) if progress and progress["turns"] else "-",
+        "TASK": activity(job) or one_line(job["task"] or command_text(job["argv"])),
+    }
+
+
+def activity(job: View) -> str:
+    """What an agent does or waits for just now; empty of any other job."""
+    progress = job["progress"]
+    if not progress or job["state"] == "done":
+        return ""
+    if progress["question"] and job["state"] == "waiting":
+        return f"asks: {one_line(question_words(progress['question']))}"
+    return one_line(job["waiting"] or progress["doing"])
+
+
+def question_words(question: View) -> str:
+    options = "; ".join(f"{number}: {text}" for number, text in enumerate(question["options"], 1))
+    return f"{question['text']} ({options})" if options else str(question["text"])
+
+
+def question_lines(question: View, by: str, width: int | None) -> list[str]:
+    """The text and the numbered options, under each other."""
+    lines = indented(question["text"], by, width)
+    for number, text in enumerate(question["options"], 1):
+        lines += indented(f"{number}  {text}", f"{by}  ", width)
+    return lines
+
+
+def money(dollars: float | None) -> str:
+    """``?``: the price of its model is not known."""
+    if dollars is None:
+        return "?"
+    return f"${dollars:.2f}" if dollars >= 1 else f"${dollars:.4f}"
+
+
+def spent_words(turns: int, tokens: int, cost: float | None) -> str:
+    return f"{turns} {'turn' if turns == 1 else 'turns'}, {tokens:,} tokens, " + (
+        "cost unknown" if cost is None else money(cost)
+    )
 
 
 def state_words(job: View) -> str:
     if job["state"] == "done":
         return str(job["outcome"])
-    return f"{job['state']} ({one_line(job['waiting'], 60)})" if job["waiting"] else str(job["state"])
+    if job["waiting"] and not (job["progress"] and job["state"] in ("waiting", "parked")):
+        return f"{job['state']} ({one_line(job['waiting'], 60)})"
+    return str(job["state"])
 
 
 def exit_word(job: View) -> str:
@@ -240,66 +330,3 @@ def cut(text: str, size: int) -> str:
     while columns_of(text) > size - 1:
         text = text[:-1]
     return text + "…"
-
-
-# --- one job, whole -----------------------------------------------------------------------------------------
-
-
-def sheet(document: View, now: float) -> list[str]:
-    """``inspect`` for people."""
-    job, spec = document["job"], document["spec"]
-    worktree = document["worktree"] or {}
-    pairs = [
-        ("job", f"{job['id']}  {job['name']}" + ("  (in the trash)" if job["removed"] else "")),
-        ("state", state_words(job) + (f", exit {exit_word(job)}" if job["state"] == "done" else "")),
-        ("reason", job["reason"]),
-        ("result", result_words(job["result"] or {})),
-        ("task", job["task"]),
-        ("command", command_text(job["argv"])),
-        ("agent", job["agent"]),
-        ("owner", f"{one_line(job['owner'])}  (%{job['number']})"),
-        ("called from", job["cwd"]),
-        ("worktree", job["worktree"]),
-        ("branch", job["branch"]),
-        ("base", job["base"]),
-        ("not there", ", ".join(worktree.get("missing") or [])),
-        ("parent", job["parent"]),
-        ("created", job["created_at"]),
-        ("started", job["started_at"]),
-        ("ended", job["ended_at"]),
-        ("time", running_time(job, now)),
-        ("pid", job["pid"] if job["state"] != "done" else None),
-        ("limits", limit_words(spec)),
-        ("ended with it", process_words(job["swept"])),
-        ("left alive", process_words(job["left"])),
-    ]
-    lines = [f"{name + ':':<15}{one_line(str(value))}" for name, value in pairs if value not in (None, "")]
-    for attempt in document["attempts"]:
-        log = attempt["log"]
-        lines.append(
-            f"{'attempt ' + str(attempt['attempt']) + ':':<15}{one_line(attempt['path'])}"
-            f"  (stdout {log['out']} bytes, stderr {log['err']} bytes)"
-        )
-    if document["events"]:
-        lines += ["events:", *(event_line(event) for event in document["events"][-20:])]
-    return lines
-
-
-def result_words(result: View) -> str:
-    stat = result.get("diffstat")
-    if isinstance(stat, dict):
-        return " ".join(f"{key}={fact(value)}" for key, value in stat.items())
-    if result.get("error"):
-        return f"error: {one_line(str(result['error']))}"
-    if result.get("changed") is False:
-        return "no changes"
-    return one_line(str(stat)) if stat else ""
-
-
-def limit_words(spec: View) -> str:
-    names = ("timeout", "idle_timeout", "memory", "processes", "log_max")
-    return ", ".join(f"{name.replace('_', '-')} {spec[name]:g}" for name in names if spec.get(name))
-
-
-def process_words(processes: Sequence[View]) -> str:
-    return "; ".join(f"{p['pid']} {one_line(str(p['command']), 80)}" for p in processes)

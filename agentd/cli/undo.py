@@ -32,6 +32,6 @@ def undo(
     if quiet:
         lines = [str(one["id"]) for one in trash]
     else:
-        lines = render.table(render.PS_COLUMNS, [render.job_row(one, now) for one in trash], options.width())
+        lines = render.job_table(trash, now, options.width())
     if lines:
         print("\n".join(lines))

@@ -472,6 +472,8 @@ class Methods:
         job = self.find(connection, ask.job, ask.owner)
         if isinstance(job.state, Waiting):
             return await self.give_secrets(job, ask.environment)
+        if ask.resume and job.progress is None:
+            raise Refused(f"job {job.id} is a command, which has no conversation to go on with", "no_runner")
         await self.settled(job)
         job = self.engine.jobs[job.id]
         given = {name: ask.environment[name] for name in job.secrets if name in ask.environment}
@@ -545,6 +547,9 @@ class Methods:
         admin = await self.performer.restore(job, job.shelf.entry)
         done = await self.engine.apply(job.id, on.RestoreAsked(time.time(), "user", admin))
         return {"job": job_view(done)}
+
+    async def do_profiles_list(self, _: Connection, __: protocol.Nothing) -> dict[str, Any]:
+        return {"profiles": profiles.listed(self.settings)}
 
     # --- events ---------------------------------------------------------------------------------------------
 
