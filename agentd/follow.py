@@ -132,6 +132,8 @@ class Reader:
         self.wanted = wanted
         self.position = 0
         self.offsets = dict.fromkeys(STREAMS, 0)
+        self.is_joining = True
+        """What came in pieces of one stream after each other is one piece, which had arrived when the last one had."""
         self.dropped = 0
         """Bytes of wanted streams that are gone: ``--log-max``."""
         self._files: dict[str, tuple[int, int]] = {}
@@ -160,7 +162,10 @@ class Reader:
     def _indexed(self) -> Iterator[Piece]:
         waiting: Arrival | None = None
         for arrival in jobdir.arrivals(self.path, self.position):
-            if waiting is not None and (arrival.stream != waiting.stream or arrival.end - waiting.end > BLOCK):
+            is_apart = waiting is not None and (
+                not self.is_joining or arrival.stream != waiting.stream or arrival.end - waiting.end > BLOCK
+            )
+            if waiting is not None and is_apart:
                 yield from self._read(waiting.stream, waiting.end, waiting.at)
             waiting = arrival
             self.position += 1

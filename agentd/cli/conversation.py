@@ -1,6 +1,7 @@
 """``logs`` of an agent that is driven by a model: its transcript, and what its runner wrote to standard error."""
 
 import heapq
+import itertools
 import json
 import os
 import sys
@@ -58,6 +59,7 @@ class Records:
     def __init__(self, path: str) -> None:
         self.path = path
         self.log = follow.Reader(path, ("err",))
+        self.log.is_joining = False
         self.offsets = self.log.offsets
         self.offset = 0
         self.at = 0.0
@@ -117,7 +119,9 @@ def parsed(line: bytes) -> dict[str, Any] | None:
 def show(records: Records, shower: Shower[U], is_following: bool, tail: int | None, begin: float) -> None:
     """``tail``: so many lines of what is there now. ``begin``: nothing older than that."""
     is_over = follow.has_ended(records.path)
-    there = (unit for item in records.pieces() for unit in shower.take(item) if item.at >= begin)
+    there: Iterator[U] = (unit for item in records.pieces() for unit in shower.take(item) if item.at >= begin)
+    if is_over:
+        there = itertools.chain(there, rest(records, shower))
     if tail is None:
         for unit in there:
             put(shower.text(unit))
@@ -125,20 +129,25 @@ def show(records: Records, shower: Shower[U], is_following: bool, tail: int | No
         # What is shown has a line at least, so more units than lines are never needed.
         lines = [line for unit in deque(there, maxlen=tail) for line in shower.text(unit)]
         put(lines[max(0, len(lines) - tail) :])
-    if is_following:
-        shower.show_status()
-        for item in follow.follow(records):
-            shower.clear_status()
-            for unit in shower.take(item):
-                put(shower.text(unit))
-            shower.show_status()
-            sys.stdout.flush()
+    if not is_following or is_over:
+        return
+    shower.show_status()
+    for item in follow.follow(records):
         shower.clear_status()
-        is_over = True
-    if is_over and tail != 0:
-        rest = [unit for item in records.last_words() for unit in shower.take(item)]
-        for unit in (*rest, *shower.closing()):
+        for unit in shower.take(item):
             put(shower.text(unit))
+        shower.show_status()
+        sys.stdout.flush()
+    shower.clear_status()
+    for unit in rest(records, shower):
+        put(shower.text(unit))
+
+
+def rest(records: Records, shower: Shower[U]) -> Iterator[U]:
+    """What is told when all has been read."""
+    for item in records.last_words():
+        yield from shower.take(item)
+    yield from shower.closing()
 
 
 def put(lines: list[str]) -> None:
