@@ -262,7 +262,7 @@ def bash_marks(jobs: Iterable[View]) -> dict[int, str]:
 def bash_line(job: View, mark: str, with_pid: bool = False) -> str:
     """``[1]-  Running                 sleep 3 &``"""
     pid = f" {job['pid']} " if with_pid and job["pid"] else "  "
-    command = one_line(" ".join(job["argv"]) or job["task"])
+    command = one_line(job["task"] if job["progress"] else " ".join(job["argv"]) or job["task"])
     return f"[{job['number']}]{mark or ' '}{pid}{bash_state(job):<24}{command}{'' if job['state'] == 'done' else ' &'}"
 
 
