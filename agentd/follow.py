@@ -26,6 +26,7 @@ from agentd.jobdir import STREAMS as STREAMS
 from agentd.jobdir import Arrival, Record
 
 BLOCK = 1 << 16
+SAME_MOMENT_NS = 100_000_000
 IN_MODIFY, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x2, 0x80, 0x100, 0x200
 PIDFD_SIGNAL_PROCESS_GROUP = 4  # linux/pidfd.h, Linux 6.9
 
@@ -132,8 +133,6 @@ class Reader:
         self.wanted = wanted
         self.position = 0
         self.offsets = dict.fromkeys(STREAMS, 0)
-        self.is_joining = True
-        """What came in pieces of one stream after each other is one piece, which had arrived when the last one had."""
         self.dropped = 0
         """Bytes of wanted streams that are gone: ``--log-max``."""
         self._files: dict[str, tuple[int, int]] = {}
@@ -160,14 +159,13 @@ class Reader:
             return
 
     def _indexed(self) -> Iterator[Piece]:
+        first: Arrival | None = None
         waiting: Arrival | None = None
         for arrival in jobdir.arrivals(self.path, self.position):
-            is_apart = waiting is not None and (
-                not self.is_joining or arrival.stream != waiting.stream or arrival.end - waiting.end > BLOCK
-            )
-            if waiting is not None and is_apart:
+            if first is not None and waiting is not None and not belongs(arrival, first):
                 yield from self._read(waiting.stream, waiting.end, waiting.at)
-            waiting = arrival
+                first = None
+            first, waiting = first or arrival, arrival
             self.position += 1
         if waiting is not None:
             yield from self._read(waiting.stream, waiting.end, waiting.at)
@@ -270,6 +268,12 @@ class Reader:
             self.offsets[stream] = end
             self.position = position
         self.offsets[extents[index][0]] = offset
+
+
+def belongs(arrival: Arrival, first: Arrival) -> bool:
+    """May it be read together with what began so? Bytes of one stream, not many, and of nearly the same moment."""
+    is_near = arrival.at - first.at < SAME_MOMENT_NS and arrival.end - first.end <= BLOCK
+    return arrival.stream == first.stream and is_near
 
 
 # --- following ----------------------------------------------------------------------------------------------

@@ -142,6 +142,11 @@ def zygote_socket(state_dir: str, kind: str) -> str:
     return f"{state_dir}/zygote.sock" if kind == PLAIN else f"{state_dir}/zygote-{kind}.sock"
 
 
+def nudge_socket(state_dir: str) -> str:
+    """Where the daemon hears from keepers."""
+    return f"{state_dir}/nudge.sock"
+
+
 # --- sockets whose path is longer than the kernel's 107 bytes -----------------------------------------------
 
 

@@ -243,6 +243,7 @@ class Keeper:
             self.finish_unstarted(error.errno or 0, f"cannot record the start: {error.strerror}")
             return
         self.set_timers()
+        self.nudge("leader", self.leader_pidfd)
         os.write(go_write, b"g")
         os.close(go_write)
         self.watch(exec_read, lambda _: self.on_executed(exec_read), select.POLLIN | select.POLLHUP)
@@ -267,7 +268,7 @@ class Keeper:
         self.read_order()
         if self.exit is not None:
             return self.sweep()
-        self.leader_pidfd = self.fds.pop("leader", None) or process.open_verified(who)
+        self.leader_pidfd = self.held_leader(who) or process.open_verified(who)
         if self.leader_pidfd is None:
             # Gone and reaped. The zygote writes before it reaps, so a record is there if a zygote was the parent.
             self.exit = jobdir.read(self.path, "exit.json")
@@ -280,6 +281,11 @@ class Keeper:
         if self.spec.get("stdin"):
             self.pump_input()
         self.nudge("adopted")
+
+    def held_leader(self, who: process.Identity) -> int | None:
+        """A pidfd that zygote or daemon kept: it may be one of an earlier fork, which was never executed."""
+        held = self.fds.pop("leader", None)
+        return held if held is not None and process.is_of(held, who) else None
 
     # --- timers of the agent --------------------------------------------------------------------------------
 
@@ -887,17 +893,13 @@ class Keeper:
 
     # --- the daemon -----------------------------------------------------------------------------------------
 
-    def nudge(self, what: str, **facts: Any) -> None:
+    def nudge(self, what: str, fd: int | None = None, **facts: Any) -> None:
         """Tell the daemon to look at our files. Nobody at home is no fault: the next one looks when it starts.
         It never blocks: a daemon that hangs with a full backlog is told again later, or by the zygote."""
-        where = jobdir.read(self.spec["state_dir"], "daemon.json")
-        if where is None:
-            return
-        params = {"job": self.spec["job"], "attempt": self.spec["attempt"], "what": what, **facts}
-        message = {"jsonrpc": "2.0", "method": "nudge", "params": params}
+        message = {"job": self.spec["job"], "attempt": self.spec["attempt"], "what": what, **facts}
         try:
-            with jobdir.connect(where["socket"], blocking=False) as link:
-                link.send(json.dumps(message).encode() + b"\n")
+            with jobdir.connect(jobdir.nudge_socket(self.spec["state_dir"]), socket.SOCK_SEQPACKET, False) as link:
+                socket.send_fds(link, [json.dumps(message).encode()], [] if fd is None else [fd])
         except BlockingIOError:
             self.after("nudge", 0.5)
         except OSError:

@@ -152,6 +152,11 @@ def _stat_fields(pid: int | str) -> list[str]:
         return file.read().rpartition(b")")[2].decode().split()
 
 
+def is_of(pidfd: int, who: Identity) -> bool:
+    """Is this a pidfd of exactly that process, dead or alive? False where the kernel has no pidfs to tell by."""
+    return who["inode"] != 0 and os.fstat(pidfd).st_ino == who["inode"]
+
+
 def send(pidfd: int, number: int) -> bool:
     """Signal through a verified pidfd; False if the process has gone, or has become another user's."""
     try:

@@ -71,6 +71,8 @@ class Delegate(Params, frozen=True):
     max_turns: int | None = None
     max_tokens: int | None = None
     max_cost: float | None = None
+    restart: str = "no"
+    """``on-failure``: attempts follow, with pauses that grow, as long as they come to something."""
     key: str = ""
     """A random mark of this request: repeated with the same one, it makes no second job."""
     secrets: tuple[str, ...] = ()
@@ -191,15 +193,6 @@ class Nothing(Params, frozen=True):
     pass
 
 
-class Nudge(Params, frozen=True):
-    """From a keeper: look at this attempt's files. ``what`` is for the log and for what no file can hold."""
-
-    job: int
-    attempt: int
-    what: str = ""
-    processes: tuple[dict[str, Any], ...] = ()
-
-
 class Method(NamedTuple):
     params: type[Params]
     is_narrow: bool
@@ -226,7 +219,6 @@ METHODS: dict[str, Method] = {
     "daemon.status": Method(Nothing, False),
     "daemon.doctor": Method(Nothing, False),
     "daemon.stop": Method(StopDaemon, False),
-    "nudge": Method(Nudge, False),
 }
 
 

@@ -398,10 +398,8 @@ class Zygote:
             if stream not in held and (fd := keeper.open_held(f"{path}/{stream}.fifo")) is not None:
                 held[stream] = fd
         agent = jobdir.read(path, "agent.json")
-        if agent is not None and "leader" not in held and jobdir.read(path, "exit.json") is None:
-            pidfd = process.open_verified(agent["agent"])
-            if pidfd is not None:
-                held["leader"] = pidfd
+        if agent is not None and jobdir.read(path, "exit.json") is None:
+            hold_leader(held, agent["agent"])
         if not held:
             del self.held[path]
 
@@ -415,6 +413,17 @@ class Zygote:
         self.failures.pop(path, None)
         self.release(path)
         self.say({"notice": "over", "path": path})
+
+
+def hold_leader(held: dict[str, int], who: process.Identity) -> None:
+    """A pidfd of this very process, in place of one of an earlier fork that was never executed."""
+    if "leader" in held and process.is_of(held["leader"], who):
+        return
+    pidfd = process.open_verified(who)
+    if pidfd is not None:
+        if "leader" in held:
+            os.close(held["leader"])
+        held["leader"] = pidfd
 
 
 def close_all(fds: list[int]) -> None:

@@ -45,3 +45,46 @@ find_python() {
     printf '%s\n' "$lame"
     return 2
 }
+
+# Choose the Python: $AGENTD_PYTHON, or the first that fits. Sets $python.
+choose_python() {
+    if [ -n "${AGENTD_PYTHON-}" ]; then
+        python=$(real_python "$AGENTD_PYTHON" 3.11 3.99) ||
+            die "cannot use AGENTD_PYTHON=$AGENTD_PYTHON: it does not run, or is older than Python 3.11"
+    else
+        python=$(find_python 3.11 3.99) || [ $? = 2 ] ||
+            die "cannot find Python 3.11 or newer: install one, or name it in AGENTD_PYTHON"
+    fi
+}
+
+# Make the environment $1 hold agentd from this checkout with the extras $2 (as [dev], or nothing), if it does not yet.
+# An environment of the same Python is added to. The checkout's path is part of what it is made from: a copied one
+# points at the original.
+make_environment() {
+    local venv=$1 extras=$2 base wanted
+    choose_python
+    base=$(printf '%s\n' "$root" "$venv" && "$python" -c 'import sys; print(sys.executable, sys.version)')
+    wanted=$(printf '%s\n' "$base" && cat "$root/pyproject.toml" "$root/constraints.txt")
+    if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/made-from$extras" 2>/dev/null)" = "$wanted" ]; then return; fi
+    say "environment: $venv ($("$python" -V))"
+    can_make_venv "$python" ||
+        die "cannot make $venv: $python lacks venv or ensurepip (Debian: apt install python3-venv)"
+    { mkdir -p "$venv" && [ -w "$venv" ]; } 2>/dev/null ||
+        die "cannot make $venv: no permission to write there; name another folder in AGENTD_VENV"
+    if [ "$(cat "$venv/made-by" 2>/dev/null)" != "$base" ]; then
+        "$python" -m venv --clear "$venv" || die "cannot make $venv: $python -m venv failed, see above"
+        printf '%s\n' "$base" >"$venv/made-by"
+    fi
+    rm -f "$venv/made-from"*
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --constraint "$root/constraints.txt" --editable "$root$extras" ||
+        die "cannot install agentd$extras into $venv: pip failed, see above"
+    printf '%s\n' "$wanted" >"$venv/made-from$extras"
+    [ -z "$extras" ] || printf '%s\n' "$wanted" >"$venv/made-from" # it has what is without extras, too
+}
+
+# Run the rest of the line with a lock on the checkout: two runs in it must not build the same environment.
+one_at_a_time() {
+    if command -v flock >/dev/null; then flock 9; fi
+    "$@" 9>&-
+}

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import clishell
@@ -103,6 +104,14 @@ def test_since_and_timestamps(agentd: Shell) -> None:
     assert agentd("logs", "1", "--since", "yesterday").code == 2
     stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
     assert re.fullmatch(rf"{stamp} a\n{stamp} bc\n", agentd.ok("logs", "-t", "1"))
+
+
+def test_each_line_has_its_own_time_after_the_end_too(agentd: Shell) -> None:
+    agentd("run", "sh", "-c", "for n in 1 2 3; do date +%s.%N; sleep 0.4; done")
+    lines = [line.split() for line in agentd.ok("logs", "-t", "1").splitlines()]
+    late = [datetime.fromisoformat(stamp).timestamp() - float(said) for stamp, said in lines]
+    assert len(late) == 3 and all(-0.01 < each < 0.35 for each in late), late
+    assert len({stamp for stamp, _ in lines}) == 3
 
 
 def test_bytes_are_exact_in_a_pipe_and_harmless_on_a_terminal(agentd: Shell) -> None:

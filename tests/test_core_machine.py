@@ -21,6 +21,7 @@ from agentd.core.job import (
     Kept,
     Preparing,
     Process,
+    Progress,
     Queued,
     Removing,
     Running,
@@ -44,6 +45,8 @@ MADE = replace(TREE, admin="7-fix")
 GONE = replace(MADE, is_gone=True)
 OK = Ended("succeeded", exit_code=0)
 FAILED = Ended("failed", exit_code=3)
+
+READ = Progress(offset=100, turns=1, plan="a plan")
 
 EVENTS = {event.__name__: event for event in get_args(on.Event)}
 FACTS = [name for name in EVENTS if not name.endswith("Asked")]
@@ -79,6 +82,8 @@ SAMPLES: dict[str, Job] = {
     "stopping, not started": job(Stopping(3.0, None, None, "killed", LADDER)),
     "stopping, exited": job(Stopping(3.0, 2.0, 40, "exited")),
     "done": job(Done(9.0, 2.0, 40, OK)),
+    "done, and again": job(Done(9.0, 2.0, 40, FAILED, again_at=10.0), restart="on-failure"),
+    "done, settled, and again": job(Done(9.0, 2.0, 40, FAILED, is_settled=True, again_at=10.0), restart="on-failure"),
     "done, settled": job(Done(9.0, 2.0, 40, OK, is_settled=True)),
     "done, removing": job(Done(9.0, 2.0, 40, OK, is_settled=True), shelf=Removing(10.0)),
     "done, trashed": job(Done(9.0, 2.0, 40, OK, is_settled=True), shelf=Trashed(10.0, {"folder": "/t"})),
@@ -95,6 +100,7 @@ OCCURRENCES: dict[str, on.Event] = {
     "AgentStopped": on.AgentStopped(20.0),
     "AgentContinued": on.AgentContinued(20.0),
     "LimitReached": on.LimitReached(20.0, "timeout"),
+    "TranscriptRead": on.TranscriptRead(20.0, 1, 0, READ, (on.Told("job.note", {"text": "a plan"}),)),
     "LeaderExited": on.LeaderExited(20.0),
     "AttemptEnded": on.AttemptEnded(20.0, 2.0, 40, OK),
     "KillAsked": on.KillAsked(20.0, "user", LADDER),
@@ -155,6 +161,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     },
     "starting": {
         **live("starting"),
+        "TranscriptRead": "starting | job.note | ",
         "SecretsLost": "waiting | job.waiting | Reschedule",
         "StartFailed": COMPLETED + " Reschedule",
         "AgentStarted": "running | job.started | ",
@@ -165,6 +172,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     },
     "running": {
         **live("running"),
+        "TranscriptRead": "running | job.note | ",
         "AgentStopped": "stopped | job.stopped | ",
         "LimitReached": "stopping | job.stopping | ",
         "LeaderExited": "stopping | job.stopping | ",
@@ -173,6 +181,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     },
     "stopped": {
         **live("stopped"),
+        "TranscriptRead": "stopped | job.note | ",
         "AgentContinued": "running | job.continued | ",
         "LimitReached": "stopping | job.stopping | ",
         "LeaderExited": "stopping | job.stopping | ",
@@ -181,11 +190,13 @@ EXPECTED: dict[str, dict[str, str]] = {
     },
     "stopping, killed": {
         **live("stopping"),
+        "TranscriptRead": "stopping | job.note | ",
         "AttemptEnded": COMPLETED + " Reschedule",
         "KillAsked": "stopping | job.stopping | EndAttempt",
     },
     "stopping, not started": {
         **live("stopping"),
+        "TranscriptRead": "stopping | job.note | ",
         "SecretsLost": COMPLETED + " Reschedule",
         "StartFailed": COMPLETED + " Reschedule",
         "AgentStarted": "stopping | job.started | ",
@@ -194,6 +205,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     },
     "stopping, exited": {
         **live("stopping"),
+        "TranscriptRead": "stopping | job.note | ",
         "AttemptEnded": COMPLETED + " Reschedule",
         "KillAsked": "stopping | job.stopping | EndAttempt",
     },
@@ -208,6 +220,19 @@ EXPECTED: dict[str, dict[str, str]] = {
         "KillAsked": "job 7 has already ended",
         "RestartAsked": "queued | job.restarted | Reschedule",
         "RemoveAsked": "done |  | MoveToTrash",
+        "RestoreAsked": "job 7 is not in the trash",
+    },
+    "done, and again": {
+        "KillAsked": "done | job.given_up | ",
+        "RestartAsked": "job 7 has just ended and its result is being saved; try again",
+        "ResultSettled": "done | job.result | StartAgain",
+        "RemoveAsked": "job 7 has just ended and its result is being saved; try again",
+        "RestoreAsked": "job 7 is not in the trash",
+    },
+    "done, settled, and again": {
+        "KillAsked": "done | job.given_up | ",
+        "RestartAsked": "queued | job.restarted | Reschedule",
+        "RemoveAsked": "job 7 starts again by itself; stop that with: agentd kill 7",
         "RestoreAsked": "job 7 is not in the trash",
     },
     "done, removing": {
@@ -484,7 +509,7 @@ def test_a_job_in_a_worktree() -> None:
         (
             Notice(
                 "worktree.made",
-                {"path": "/w/7-fix", "copied": [".env"], "linked": [], "missing": ["node_modules"]},
+                {"path": "/w/7-fix", "copied": [".env"], "linked": [], "missing": ["node_modules"], "notes": []},
             ),
         ),
         (do.LaunchAttempt(),),

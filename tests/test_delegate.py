@@ -1,9 +1,12 @@
-"""The prompt is back, however slow the repository's checkouts are."""
+"""Jobs in worktrees, through the client: the prompt is back however slow checkouts are, and nobody is blamed for
+what others did to the repository."""
 
 import subprocess
 from pathlib import Path
 
 import faultlab
+from faultlab import Scene
+from gitrepo import make_repo, run
 
 from agentd import Client
 from agentd.daemon.perform import GIT_THREADS
@@ -39,3 +42,23 @@ def test_no_delegate_waits_for_the_checkouts_of_others(tmp_path: Path) -> None:
             pid = client.ask("daemon.status")["pid"]
             client.ask("daemon.stop", kill_jobs=True)
     faultlab.until(lambda: not Path(f"/proc/{pid}/exe").exists())
+
+
+def test_an_attempt_is_not_blamed_for_what_was_done_before_it(tmp_path: Path) -> None:
+    top = make_repo(tmp_path / "repo")
+    with Scene(tmp_path) as scene:
+        id = scene.delegate("git branch theirs; echo x > new; exit 3", in_place=False, cwd=top)
+        scene.wait(id)
+        faultlab.until(lambda: bool(scene.events("job.result")))
+        run(top, "branch", "mine")
+        run(top, "config", "user.mine", "1")
+        scene.client.restart(id)
+        scene.wait(id)
+        faultlab.until(lambda: len(scene.events("job.result")) == 2)
+        (told,) = scene.events("repository.changed")
+        assert told["attempt"] == 1 and ["theirs" in line for line in told["data"]["what"]] == [True]
+        unstarted = scene.client.delegate(["/no/such/program"], cwd=top)["id"]
+        run(top, "branch", "mine-too")
+        scene.wait(unstarted)
+        faultlab.until(lambda: len(scene.events("job.result")) == 3)
+        assert len(scene.events("repository.changed")) == 1

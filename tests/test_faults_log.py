@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import faultlab
-from faultlab import Scene, needs_root, until
+from faultlab import KeeperTracer, Scene, needs_root, needs_trace, until
 from gitrepo import make_repo
 
 from agentd import jobdir, keeper
@@ -132,3 +132,57 @@ def test_git_is_started_when_the_system_has_room_for_it_again(tmp_path: Path) ->
 
 def refused(place: Path) -> int:
     return int((place / "pids.events").read_text().split()[1])
+
+
+# --- the status, when those that hold it are killed -----------------------------------------------------------
+
+
+@needs_trace
+def test_a_pidfd_of_a_fork_that_never_ran_is_not_taken_for_the_agents(tmp_path: Path) -> None:
+    """A keeper dies between record and "go", the next one starts the agent anew, and dies as well: the status that is
+    written is the agent's, not that of the fork which gave up."""
+    with Scene(tmp_path) as scene:
+        ended: dict[int, int | str] = {}
+        unexecuted = 0
+        for nth in range(1, 200):
+            (scene.proof / "go").unlink(missing_ok=True)
+            with KeeperTracer(scene.zygote(), nth):
+                id = scene.running(ENDS)
+            is_between = bool(list(Path(scene.attempt(id)).glob("noexec-*.json")))
+            if is_between:
+                unexecuted += 1
+                scene.client.kill([id], signal="CONT")  # the second keeper answers: it has begun
+                os.kill(scene.keeper(id), signal.SIGKILL)
+            (scene.proof / "go").touch()
+            scene.wait(id)
+            ended[id] = 5
+            if unexecuted and not is_between:
+                break
+        assert unexecuted >= 2
+        scene.check(ended)
+
+
+def test_keeper_and_zygote_die_while_the_daemon_is_behind(tmp_path: Path) -> None:
+    """The daemon hangs when the agent starts, and until it has ended: what tells the status was sent to it before."""
+    with Scene(tmp_path) as scene:
+        daemon, zygote = scene.daemon(), scene.zygote()
+        os.kill(zygote, signal.SIGSTOP)  # the order to launch waits for it; the daemon goes on
+        id = scene.delegate(f'ready() {{ : > "$PROOF/ready.$AGENTD_JOB"; }}\n{ENDS}')
+        until(lambda: scene.client.job(id)["job"]["state"] == "starting")
+        until(lambda: is_idle(daemon))
+        os.kill(daemon, signal.SIGSTOP)
+        os.kill(zygote, signal.SIGCONT)
+        until((scene.proof / f"ready.{id}").exists)
+        leader, keeper = scene.leader(id), scene.keeper(id)
+        os.kill(zygote, signal.SIGKILL)
+        os.kill(keeper, signal.SIGKILL)
+        (scene.proof / "go").touch()
+        until(lambda: faultlab.state_of(leader) == "")  # process 1 has its status, and tells nobody
+        os.kill(daemon, signal.SIGCONT)
+        scene.wait(id)
+        scene.check({id: 5})
+
+
+def is_idle(pid: int) -> bool:
+    """Asleep in epoll_wait: it has sent what it had to send."""
+    return faultlab.state_of(pid) == "S"

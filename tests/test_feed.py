@@ -139,19 +139,20 @@ def test_a_reader_that_is_too_slow_is_cut_off_and_misses_nothing(lab: Lab) -> No
         job = client.delegate(["sleep", "99"], cwd="/", in_place=True)
         client.wait([job["id"]], until="running", timeout=PATIENCE)
         heard = [next(unhurried)]
-        long = [{"pid": 1, "command": "x" * 900_000}]
-        for _ in range(1 + 12 * MAX_BACKLOG // 10_000_000):
-            client.ask("nudge", job=job["id"], attempt=1, what="unkillable", processes=long)
+        long = [{"pid": 1, "command": "x" * 60_000}]
+        said = {"job": job["id"], "attempt": 1, "what": "unkillable", "processes": long}
+        for _ in range(1 + 12 * MAX_BACKLOG // 600_000):
+            lab.nudge(json.dumps(said).encode())
         assert_answered_soon(lab)
         client.kill([job["id"]], "KILL")
         client.wait([job["id"]], timeout=PATIENCE)
     settle(lab, job["id"])  # a reader that reads has been told everything by now
-    said = bytearray()
+    got = bytearray()
     while data := raw.recv(1 << 20):
-        said += data
-    *_, last = said.splitlines()
-    assert json.loads(last)["method"] == "lagged" and said.count(b'"method":"lagged"') == 1
-    assert MAX_BACKLOG < len(said) < MAX_BACKLOG + (2 << 20)
+        got += data
+    *_, last = got.splitlines()
+    assert json.loads(last)["method"] == "lagged" and got.count(b'"method":"lagged"') == 1
+    assert MAX_BACKLOG < len(got) < MAX_BACKLOG + (2 << 20)
     # The client goes on where it was.
     for event in unhurried:
         heard.append(event)

@@ -391,15 +391,22 @@ def test_fill_links_on_request_and_names_what_is_missing(top: str, plan: Plan) -
     run(top, "commit", "-qam", "ignore more")
     write(f"{top}/node_modules/m/index.js", "1")
     write(f"{top}/.venv/bin/python", "1")
+    write(f"{top}/.venv/pyvenv.cfg", "home = x")
     write(f"{top}/target/out", "1")
-    write(f"{top}/.worktreelink", "node_modules\n.venv\n")
+    write(f"{top}/kept.txt", "1")
+    write(f"{top}/.worktreelink", "node_modules\n.venv\nkept.txt\n")
+    with open(f"{top}/.git/info/exclude", "a") as exclude:
+        exclude.write("kept.txt\n")
     plan = dataclasses.replace(plan, base=run(top, "rev-parse", "HEAD"))
     admin = make(plan)
     filled = worktree.fill(plan, admin, top)
-    assert filled.linked == ("node_modules",)
+    # What is ignored as a folder only is a folder, of links: git would take a link for new work.
+    assert set(filled.linked) == {"node_modules", ".venv/bin", ".venv/pyvenv.cfg", "kept.txt"}
+    assert os.readlink(f"{plan.path}/.venv/bin") == f"{top}/.venv/bin"
+    assert Path(f"{plan.path}/.venv/pyvenv.cfg").read_text() == "home = x"
     assert os.readlink(f"{plan.path}/node_modules") == f"{top}/node_modules"
-    assert filled.notes == ('cannot link .venv: .gitignore ignores it as a folder only; write ".venv" without a slash',)
-    assert filled.missing == (".venv", "target")
+    assert filled.notes == ()
+    assert filled.missing == ("target",)
     assert run(plan.path, "status", "--porcelain") == ""
     assert worktree.is_unchanged(plan, admin, filled.manifest)
 

@@ -39,6 +39,8 @@ RINGS: dict[str, set[str]] = {
     "client": {"core", "protocol", "jobdir", "process", "paths"},
     # reads an attempt's files and listens to its keeper: works while the daemon is dead
     "follow": {"core", "protocol", "jobdir", "process", "paths"},
+    # a model server that follows a script: for tests and demonstrations
+    "scripted": set(),
     "runners": {"core", "protocol", "jobdir", "client", "process", "paths"},
     "daemon": {
         *{"core", "protocol", "store", "git", "jobdir", "agents", "config", "process", "paths"},

@@ -52,7 +52,7 @@ def test_a_request(said: bytes, request_: Request) -> None:
 
 
 def test_every_method_is_listed_with_its_parameters() -> None:
-    assert set(METHODS) >= {"hello", "jobs.delegate", "jobs.wait", "events.subscribe", "events.ack", "nudge"}
+    assert set(METHODS) >= {"hello", "jobs.delegate", "jobs.wait", "events.subscribe", "events.ack"}
     narrow = {name for name, method in METHODS.items() if method.is_narrow}
     seeing = {"hello", "jobs.list", "jobs.get", "jobs.resolve", "jobs.wait", "profiles.list"}
     assert narrow == seeing | {"jobs.delegate", "jobs.send", "jobs.answer", "jobs.interrupt"}

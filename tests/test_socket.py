@@ -69,6 +69,11 @@ class Lab:
         self.links.append(link)
         return link
 
+    def nudge(self, said: bytes, fd: int | None = None) -> None:
+        """As a keeper would."""
+        with jobdir.connect(jobdir.nudge_socket(self.state), socket.SOCK_SEQPACKET) as link:
+            socket.send_fds(link, [said], [] if fd is None else [fd])
+
     def run(self, *argv: str, **options: Any) -> dict[str, Any]:
         """A job in place that has ended."""
         with self.client() as client:
@@ -403,7 +408,6 @@ def test_a_jobs_own_socket_takes_few_methods(victim: Lab, tmp_path: Path) -> Non
         "jobs.restart": {"job": 1},
         "jobs.remove": {"job": 1},
         "events.ack": {"name": "me", "seq": 1},
-        "nudge": {"job": 1, "attempt": 1},
     }
     wide = [name for name, method in METHODS.items() if not method.is_narrow]
     other = victim.run("true")
@@ -458,10 +462,30 @@ def test_hello_of_an_older_and_of_a_newer_client(victim: Lab) -> None:
     ids=range(5),
 )
 def test_a_nudge_about_nothing(victim: Lab, params: dict[str, object]) -> None:
-    link = victim.connect()
-    say(link, request("nudge", **params))
-    (told,) = answers(link)
-    assert told["result"] is None
+    victim.nudge(json.dumps(params).encode())
+    assert_answered_soon(victim)
+
+
+@pytest.mark.parametrize("said", [b"", b"\xff", b"{}", b"[1]", b'{"job": "x", "attempt": 1}', b"x" * 60_000])
+def test_a_nudge_that_is_none(victim: Lab, said: bytes) -> None:
+    """And one that brings a descriptor, which is not kept."""
+    held = open_files(victim.status()["pid"])
+    for _ in range(20):
+        victim.nudge(said, fd=0)
+        victim.nudge(json.dumps({"job": 999_999, "attempt": 1}).encode(), fd=0)
+    assert_answered_soon(victim)
+    until(lambda: open_files(victim.status()["pid"]) <= held, "descriptors are kept")
+
+
+def test_connections_that_nudge_nothing_are_let_go(victim: Lab) -> None:
+    path = jobdir.nudge_socket(victim.state)
+    held = open_files(victim.status()["pid"])
+    links = [jobdir.connect(path, socket.SOCK_SEQPACKET) for _ in range(300)]
+    victim.run("true")
+    assert open_files(victim.status()["pid"]) < held + 100
+    for link in links:
+        link.close()
+    until(lambda: open_files(victim.status()["pid"]) <= held, "descriptors are kept")
 
 
 def test_a_nudge_that_lies_about_a_job(victim: Lab) -> None:
@@ -470,7 +494,9 @@ def test_a_nudge_that_lies_about_a_job(victim: Lab) -> None:
         job = client.delegate(["sleep", "99"], cwd="/", in_place=True)
         client.wait([job["id"]], until="running", timeout=PATIENCE)
         for what in ("exited", "over", "started", "adopted", "unkillable", "input_closed", "log_blocked", "\udcff"):
-            client.ask("nudge", job=job["id"], attempt=1, what=what, processes=[{"pid": "\ud800"}])
+            said = {"job": job["id"], "attempt": 1, "what": what, "processes": [{"pid": "\ud800"}]}
+            victim.nudge(json.dumps(said).encode())
+        victim.nudge(json.dumps({"job": job["id"], "attempt": 1, "what": "leader"}).encode(), fd=0)
         assert client.job(job["id"])["job"]["state"] == "running"
         client.kill([job["id"]], "KILL")
         assert client.wait([job["id"]], timeout=PATIENCE)["jobs"][0]["outcome"] == "killed"

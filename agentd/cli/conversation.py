@@ -59,7 +59,6 @@ class Records:
     def __init__(self, path: str) -> None:
         self.path = path
         self.log = follow.Reader(path, ("err",))
-        self.log.is_joining = False
         self.offsets = self.log.offsets
         self.offset = 0
         self.at = 0.0

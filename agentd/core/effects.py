@@ -26,6 +26,10 @@ class SettleResult(Fact, frozen=True):
     """Snapshot the work, count it, remove a worktree that ended equal to its base."""
 
 
+class StartAgain(Fact, frozen=True):
+    """Restart the job when it is due."""
+
+
 class MoveToTrash(Fact, frozen=True):
     """Put the job's folder and worktree into the trash."""
 
@@ -34,4 +38,13 @@ class Reschedule(Fact, frozen=True):
     """A slot may have become free, or a job ready for one."""
 
 
-Effect = PrepareWorktree | LaunchAttempt | EndAttempt | AbandonWorktree | SettleResult | MoveToTrash | Reschedule
+Effect = (
+    PrepareWorktree
+    | LaunchAttempt
+    | EndAttempt
+    | AbandonWorktree
+    | SettleResult
+    | StartAgain
+    | MoveToTrash
+    | Reschedule
+)

@@ -33,6 +33,8 @@ class WorktreeMade(Fact, frozen=True):
     copied: tuple[str, ...] = ()
     linked: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Why something that was asked for is not in it."""
 
 
 class StartFailed(Fact, frozen=True):

@@ -101,6 +101,8 @@ class Done(Fact, frozen=True, tag="done"):
     how: Ended
     is_settled: bool = False
     """The work after the completion is done: snapshot taken, unchanged worktree removed."""
+    again_at: float | None = None
+    """Another attempt follows by itself then."""
 
 
 class Question(Fact, frozen=True):
@@ -124,6 +126,8 @@ class Progress(Fact, frozen=True):
     offset: int = 0
     """Bytes of the attempt's transcript that have been read."""
     turns: int = 0
+    turns_before: int = 0
+    """How many of them were earlier attempts'."""
     tokens: int = 0
     cost: float | None = None
     """Dollars; None if the model's rates are unknown."""
@@ -140,7 +144,7 @@ class Progress(Fact, frozen=True):
 
     def again(self) -> "Progress":
         """As the next attempt begins."""
-        return Progress(turns=self.turns, tokens=self.tokens, cost=self.cost)
+        return Progress(turns=self.turns, turns_before=self.turns, tokens=self.tokens, cost=self.cost)
 
 
 State = Queued | Waiting | Preparing | Starting | Running | Stopped | Stopping | Done
@@ -218,6 +222,9 @@ class Job(Fact, frozen=True):
     secrets: tuple[str, ...] = ()
     """Names of environment variables whose values travel in memory only."""
     has_input: bool = False
+    restart: str = "no"
+    tries: int = 0
+    """Attempts in a row that came to nothing."""
     key: str = ""
     """The asker's own mark of the request: asked again after a lost answer, it is the same job."""
     result: dict[str, object] | None = None
@@ -228,6 +235,11 @@ class Job(Fact, frozen=True):
     @property
     def is_done(self) -> bool:
         return isinstance(self.state, Done)
+
+    @property
+    def is_over(self) -> bool:
+        """Done, and no attempt follows by itself."""
+        return isinstance(self.state, Done) and self.state.again_at is None
 
     @property
     def is_active(self) -> bool:
@@ -299,7 +311,7 @@ def outcome(exit: dict[str, object], end: dict[str, object]) -> Ended:
         return _ended(LIMITED, code, signal, str(limit or "budget"), common)
     if exit.get("oom"):
         return _ended(FAILED, code, signal, "out of memory", common)
-    return _ended(SUCCEEDED if code == 0 else FAILED, code, signal, None, common)
+    return _ended(SUCCEEDED if code == 0 and signal is None else FAILED, code, signal, None, common)
 
 
 def _ended(name: str, code: int | None, signal: int | None, reason: str | None, common: dict[str, object]) -> Ended:

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from agentd.core import effects as do
 from agentd.core import events as on
+from agentd.core import schedule
 from agentd.core.errors import Fault, Refused
 from agentd.core.job import (
     KILLED,
@@ -90,6 +91,8 @@ def owed(job: Job) -> tuple[do.Effect, ...]:
             return (do.AbandonWorktree(), do.SettleResult())
         case _, Done(is_settled=False):
             return (do.SettleResult(),)
+        case _, Done(again_at=float()):
+            return (do.StartAgain(),)
         case _:
             return ()
 
@@ -137,6 +140,7 @@ def start_in_worktree(job: Job, event: on.WorktreeMade) -> Step:
         "copied": list(event.copied),
         "linked": list(event.linked),
         "missing": list(event.missing),
+        "notes": list(event.notes),
     }
     return Step(
         replace(job, place=place, state=Starting(event.at)),
@@ -226,8 +230,12 @@ def complete(job: Job, at: float, started: float | None, pid: int | None, how: E
     if job.progress is not None:
         spent = {"turns": job.progress.turns, "tokens": job.progress.tokens, "cost": job.progress.cost}
         data |= {"words": job.progress.words, "spent": spent}
+    tries, again_at = 0, None
+    if job.restart != "no":
+        tries = 0 if schedule.came_to_something(job, started, at) else job.tries + 1
+        again_at = data["again_at"] = schedule.next_attempt(job, how, at, tries)
     return Step(
-        replace(job, state=Done(at, started, pid, how)),
+        replace(job, state=Done(at, started, pid, how, again_at=again_at), tries=tries),
         (Notice("job.completed", data),),
         (do.SettleResult(),),
     )
@@ -267,7 +275,16 @@ def settle(job: Job, event: on.ResultSettled) -> Step:
         return Step(job)
     place = replace(job.place, is_gone=True) if event.is_gone and isinstance(job.place, Worktree) else job.place
     settled = replace(job, state=replace(job.state, is_settled=True), place=place, result=event.result)
-    return Step(settled, (Notice("job.result", event.result),))
+    again = (do.StartAgain(),) if job.state.again_at is not None else ()
+    return Step(settled, (Notice("job.result", event.result),), again)
+
+
+def give_up(job: Job, event: on.KillAsked) -> Step:
+    """It would have started again by itself."""
+    assert isinstance(job.state, Done)
+    if job.state.again_at is None:
+        return ended_already(job, event)
+    return Step(replace(job, state=replace(job.state, again_at=None)), (Notice("job.given_up", {"by": event.by}),))
 
 
 def remove(job: Job, event: on.RemoveAsked) -> Step:
@@ -276,6 +293,8 @@ def remove(job: Job, event: on.RemoveAsked) -> Step:
     assert isinstance(job.state, Done)
     if not job.state.is_settled:
         raise Refused(f"job {job.id} has just ended and its result is being saved; try again", "not_settled")
+    if job.state.again_at is not None:
+        raise Refused(f"job {job.id} starts again by itself; stop that with: agentd kill {job.id}", "not_done")
     return Step(replace(job, shelf=Removing(event.at)), (), (do.MoveToTrash(),))
 
 
@@ -441,7 +460,7 @@ TABLE: dict[str, Row] = {
         "Admitted": ignore,
         "AgentStarted": ignore,
         "AttemptEnded": ignore,
-        "KillAsked": ended_already,
+        "KillAsked": give_up,
         "RestartAsked": restart,
         "ResultSettled": settle,
         "RemoveAsked": remove,

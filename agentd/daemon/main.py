@@ -19,10 +19,11 @@ from agentd.core.effects import Effect
 from agentd.core.errors import EXIT_NO, AgentdError, Refused
 from agentd.core.job import Job, Preparing, Queued, Running, Starting, Stopped, Stopping, Trashed
 from agentd.core.machine import Notice, owed
-from agentd.daemon import rebuild
+from agentd.daemon import rebuild, restarts
 from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
 from agentd.daemon.methods import Methods
+from agentd.daemon.nudges import Nudges
 from agentd.daemon.perform import Performer
 from agentd.daemon.server import Server
 from agentd.daemon.views import iso
@@ -98,6 +99,7 @@ class Daemon:
             for kind in agents.ZYGOTES
         }
         self.performer.zygotes = self.zygotes
+        self.performer.start_again = functools.partial(restarts.restart_when_due, self.engine, self.performer)
         methods = Methods(
             self.state_dir,
             self.settings,
@@ -112,6 +114,7 @@ class Daemon:
         self.performer.stop_listening_for = self.stop_listening_for
         self.remove_unanswered()
         # The socket first, the look at the files after: what a keeper writes in between is seen, or nudged.
+        self.nudges = Nudges(jobdir.nudge_socket(self.state_dir), self.performer.on_nudge)
         self.listen()
         loop.add_signal_handler(signal.SIGUSR1, self.listen_again)
         loop.add_signal_handler(signal.SIGUSR2, say_tasks)
@@ -135,6 +138,7 @@ class Daemon:
         folder = os.path.dirname(self.socket_path)
         if folder != self.state_dir:
             make_private(folder)
+        self.nudges.listen()
         self.server.listen(self.socket_path)
         record = {"pid": os.getpid(), "version": __version__, "socket": self.socket_path, **self.facts()}
         record["identity"] = process.identity(os.getpid())
@@ -222,6 +226,8 @@ class Daemon:
     async def shut_down(self) -> None:
         jobdir.remove_quietly(f"{self.state_dir}/daemon.json")
         jobdir.remove_quietly(self.socket_path)
+        self.nudges.close()
+        jobdir.remove_quietly(jobdir.nudge_socket(self.state_dir))
         await self.server.close()
         await self.engine.close()
         for zygotes in self.zygotes.values():

@@ -5,7 +5,6 @@ import base64
 import binascii
 import contextlib
 import os
-import secrets as random
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -34,7 +33,7 @@ from agentd.core.job import (
 )
 from agentd.core.machine import Notice
 from agentd.core.text import decode
-from agentd.daemon import inputs, perform, profiles
+from agentd.daemon import inputs, perform, profiles, restarts, specs
 from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
 from agentd.daemon.perform import Performer
@@ -172,6 +171,10 @@ class Methods:
         kind = agents.kind(ask.agent)
         argv = kind.argv(ask.task, ask.argv)
         check_words(argv, ask)
+        if ask.restart not in schedule.RESTARTS:
+            raise Usage(
+                f'there is no restart policy "{names.escaped(ask.restart)}"; there is: no, on-failure', "bad_restart"
+            )
         depth = schedule.depth_below(parent)
         jobs = self.engine.jobs
         schedule.refuse_when_full(len(jobs.queued) + len(jobs.waiting), self.settings.limits.queued)
@@ -262,12 +265,15 @@ class Methods:
             secrets=tuple(sorted(hidden)),
             has_input=ask.input,
             key=ask.key,
+            restart=ask.restart,
             progress=None if profile is None else Progress(),
         )
-        spec = self.spec(job, ask, list(command), cwd, environment)
+        if ask.log_max is None:
+            ask = msgspec.structs.replace(ask, log_max=config.parse_size(self.settings.log.max))
+        spec = specs.spec(self.performer, job, ask, list(command), cwd, environment)
         if profile is not None:
             spec |= profiles.spec_of(self.settings, profile, ask, self.state_dir, tree, setup)
-        await self.save_spec(job, spec)
+        await specs.save(self.performer, job, spec)
         if hidden:
             self.performer.secrets[id] = hidden
             await self.performer.share_secrets(job)
@@ -286,60 +292,6 @@ class Methods:
         listed = {*self.settings.secrets.names, *ask.secrets}
         hidden = {n: v for n, v in given.items() if n in listed or any(m in n.upper() for m in SECRET_MARKS)}
         return {name: value for name, value in given.items() if name not in hidden}, hidden
-
-    def spec(
-        self, job: Job, ask: protocol.Delegate, argv: list[str], cwd: str, environment: dict[str, str]
-    ) -> dict[str, Any]:
-        log_max = config.parse_size(self.settings.log.max) if ask.log_max is None else ask.log_max
-        return {
-            "format": 1,
-            "argv": argv,
-            "cwd": cwd,
-            "umask": ask.umask,
-            "limits": {name: list(pair) for name, pair in ask.limits.items()},
-            "stdin": ask.input,
-            "timeout": ask.timeout,
-            "idle_timeout": ask.idle_timeout,
-            "memory": ask.memory,
-            "processes": ask.processes,
-            "log_max": log_max,
-            "leave": list(ask.leave),
-            "with_changes": ask.with_changes,
-            "state_dir": self.state_dir,
-            **self.identity(job, environment),
-        }
-
-    def identity(self, job: Job, environment: dict[str, str]) -> dict[str, Any]:
-        """The part of a spec that is an attempt's own."""
-        nonce = random.token_hex(16)
-        path = self.performer.attempt_dir(job)
-        mine = {
-            "AGENTD_JOB": str(job.id),
-            "AGENTD_ATTEMPT": str(job.attempt),
-            "AGENTD_NONCE": nonce,
-            "AGENTD_SOCKET": f"{path}/agent.sock",
-            "AGENTD_BASE": job.place.base if isinstance(job.place, Worktree) else "",
-        }
-        cgroup = self.performer.cgroup
-        return {
-            "job": job.id,
-            "attempt": job.attempt,
-            "nonce": nonce,
-            "env": environment | mine,
-            "secrets": list(job.secrets),
-            "cgroup": f"{cgroup}/{job.id}-{job.attempt}" if cgroup else None,
-            "job_doc": msgspec.to_builtins(job),
-        }
-
-    async def save_spec(self, job: Job, spec: dict[str, Any]) -> None:
-        """Durable, with the folders it lies in, before the id is answered."""
-        path = self.performer.attempt_dir(job)
-        try:
-            await asyncio.to_thread(write_spec, path, spec)
-        except OSError as error:
-            if jobdir.is_full(error):
-                raise NotNow(f"cannot save job {job.id}: {error.strerror}; free some disk space", "disk_full") from None
-            raise Refused(f"cannot save job {job.id} in {path}: {error.strerror}", "state_not_writable") from None
 
     # --- waiting --------------------------------------------------------------------------------------------
 
@@ -476,24 +428,9 @@ class Methods:
             raise Refused(f"job {job.id} is a command, which has no conversation to go on with", "no_runner")
         await self.settled(job)
         job = self.engine.jobs[job.id]
-        given = {name: ask.environment[name] for name in job.secrets if name in ask.environment}
-        missing = tuple(name for name in job.secrets if name not in given)
-        event = on.RestartAsked(time.time(), "user", missing)
-        after = machine.step(job, event).job
-        old = jobdir.read(self.performer.attempt_dir(job), "spec.json")
-        if old is None:
-            raise Refused(f"cannot restart job {job.id}: its files are gone", "files_gone")
-        environment = {n: v for n, v in old["env"].items() if not n.startswith("AGENTD_")}
-        resumed: dict[str, object] = {"resume": None, "spent": None}
-        if job.progress is not None:
-            spent = {"turns": job.progress.turns, "tokens": job.progress.tokens, "cost": job.progress.cost}
-            transcript = f"{self.performer.attempt_dir(job)}/transcript.ndjson"
-            resumed = {"resume": transcript if ask.resume else None, "spent": spent}
-        await self.save_spec(after, old | self.identity(after, environment) | resumed)
-        if given and not missing:
-            self.performer.secrets[job.id] = given
-            await self.performer.share_secrets(after)
-        done = await self.engine.apply(job.id, event, must=False)
+        done = await restarts.restart(
+            self.engine, self.performer, job, "user", ask.environment, ask.resume or job.restart != "no"
+        )
         return {"job": job_view(done)}
 
     async def give_secrets(self, job: Job, environment: dict[str, str]) -> dict[str, Any]:
@@ -628,20 +565,6 @@ class Methods:
         asyncio.get_running_loop().call_soon(self.stop)
         return {"jobs": len(self.engine.jobs.live)}
 
-    async def do_nudge(self, _: Connection, ask: protocol.Nudge) -> None:
-        job = self.engine.jobs.get(ask.job)
-        if job is None or job.attempt != ask.attempt:
-            return
-        path = self.performer.attempt_dir(job)
-        if ask.what in ("log_blocked", "log_unblocked"):
-            await self.engine.note(job.id, f"job.{ask.what}", {})
-        elif ask.what == "unkillable":
-            await self.engine.note(job.id, "job.unkillable", {"processes": list(ask.processes)})
-        elif ask.what == "input_closed":
-            self.performer.release(path, "stdin", "stdin_file")
-            await self.performer.zygotes_of(job).ask("release", path=path, names=["stdin", "stdin_file"])
-        await self.performer.look(ask.job)
-
 
 # --- small things -------------------------------------------------------------------------------------------
 
@@ -667,7 +590,7 @@ def is_reader_name(name: str) -> bool:
 
 
 def has_reached(job: Job, state: str) -> bool:
-    return shown_state(job) == state or job.is_done
+    return shown_state(job) == state or job.is_over
 
 
 def is_own(connection: Connection, job: Job) -> bool:
@@ -705,13 +628,6 @@ def with_setup(setup: str, argv: tuple[str, ...]) -> tuple[str, ...]:
         'fi\nexec "$@"'
     )
     return ("/bin/sh", "-c", script, "agentd-setup", *argv)
-
-
-def write_spec(path: str, spec: dict[str, Any]) -> None:
-    os.makedirs(path, 0o700, exist_ok=True)
-    jobdir.write(path, "spec.json", spec)
-    jobdir.sync_folder(os.path.dirname(path))
-    jobdir.sync_folder(os.path.dirname(os.path.dirname(path)))
 
 
 def append_input(path: str, data: bytes, eof: bool) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from agentd import agents, jobdir, paths, process
+from agentd import agents, jobdir, paths, process, zygote
 from agentd.config import Config
 from agentd.core import effects as do
 from agentd.core import events as on
@@ -26,6 +26,7 @@ from agentd.core.job import Done, Job, Preparing, Progress, Removing, Trashed, W
 from agentd.core.names import escaped
 from agentd.daemon import transcripts
 from agentd.daemon.engine import Engine
+from agentd.daemon.nudges import Nudge
 from agentd.daemon.zygotes import ZygoteLost, Zygotes
 from agentd.git import fill, fingerprint, snapshot, trash, unchanged, worktree
 from agentd.git.plan import Plan, plan_from
@@ -34,6 +35,7 @@ from agentd.git.run import GitFailed
 T = TypeVar("T")
 GIT_THREADS = 4
 KEEPER_PAUSE_S = 0.02
+PATHS_TOLD = 50
 RECORDS = ("end", "exit", "kill", "agent")
 """Read the last to be written first: who sees a record then sees all that were written before it."""
 
@@ -46,6 +48,7 @@ class Performer:
         self.zygotes: dict[str, Zygotes]
         self.listen_for: Callable[[Job], None]
         """Open a job's own narrow socket."""
+        self.start_again: Callable[[Job], None]
         self.stop_listening_for: Callable[[str], None]
         self.threads = ThreadPoolExecutor(GIT_THREADS, thread_name_prefix="git")
         self.prompt_threads = ThreadPoolExecutor(GIT_THREADS, thread_name_prefix="prompt")
@@ -70,6 +73,8 @@ class Performer:
                 await self.abandon(job)
             case do.SettleResult():
                 await self.settle(job)
+            case do.StartAgain():
+                self.start_again(job)
             case do.MoveToTrash():
                 await self.move_to_trash(job)
             case do.Reschedule():
@@ -136,7 +141,7 @@ class Performer:
         filled = await self.in_thread(fill.fill, plan, admin, plan.repo.top)
         record = {"admin": admin, **dataclasses.asdict(filled)}
         await self.in_thread(jobdir.write, job_dir(self.state_dir, job), "worktree.json", record)
-        return on.WorktreeMade(time.time(), admin, tuple(filled.copied), tuple(filled.linked), tuple(filled.missing))
+        return on.WorktreeMade(time.time(), admin, filled.copied, shown(filled.linked), filled.missing, filled.notes)
 
     async def _begin(self, job: Job, phase: str) -> bool:
         """Say which phase begins; False if the job was ended meanwhile."""
@@ -157,6 +162,9 @@ class Performer:
         fds: dict[str, int] = {}
         try:
             spec = self.completed_spec(job, path)
+            if job.attempt > 1 and isinstance(job.place, Worktree):
+                with contextlib.suppress(AgentdError, GitFailed):
+                    await self.in_thread(note_repository, job_dir(self.state_dir, job), plan_of(job), job.attempt)
             if not self.has_secrets(job):
                 await self.engine.apply(job.id, on.SecretsLost(time.time(), job.secrets))
                 return
@@ -217,8 +225,22 @@ class Performer:
             os.close(held.pop(name))
         return held
 
+    async def recall_secrets(self, job: Job) -> dict[str, str]:
+        """What is still held for a job that may start again by itself."""
+        if job.id in self.secrets or self.attempt_dir(job) not in self.held:
+            return self.secrets.get(job.id, {})
+        fd = (await self.held_secrets(self.attempt_dir(job))).get("secrets")
+        if fd is None:
+            return {}
+        try:
+            return dict(json.loads(os.pread(fd, os.fstat(fd).st_size, 0)))
+        finally:
+            os.close(fd)
+
     def forget_secrets(self, job: Job) -> None:
         """It has them, or needs them no more."""
+        if job.restart != "no" and not job.is_over:
+            return
         if self.secrets.pop(job.id, None) is not None and self.zygotes_of(job) is not self.holder:
             self.engine.spawn(self.release_secrets(self.attempt_dir(job)))
 
@@ -238,7 +260,7 @@ class Performer:
         await self.zygotes_of(job).ask("watch", held, path=path)
         if "secrets" in held:
             os.close(held["secrets"])
-        if path not in self.escrow:
+        if jobdir.STREAMS[0] not in self.escrow.get(path, {}):
             _, got = await self.zygotes_of(job).ask("escrow", path=path)
             self.hold(path, got)
         self.hold_leader(path)
@@ -263,11 +285,38 @@ class Performer:
         """Keep a pidfd of the agent: if keeper and zygote both die, its exit status is read through it."""
         agent = jobdir.read(path, "agent.json")
         mine = self.escrow.get(path)
-        if agent is None or mine is None or "leader" in mine:
-            return
-        pidfd = process.open_verified(agent["agent"])
-        if pidfd is not None:
-            mine["leader"] = pidfd
+        if agent is not None and mine is not None:
+            zygote.hold_leader(mine, agent["agent"])
+
+    def take_leader(self, job: Job, pidfd: int) -> None:
+        """A keeper sent it, before it lets its agent go: of the fork that runs now, whichever we had."""
+        mine = self.escrow.setdefault(self.attempt_dir(job), {})
+        if "leader" in mine:
+            os.close(mine["leader"])
+        mine["leader"] = pidfd
+
+    # --- nudges ---------------------------------------------------------------------------------------------
+
+    def on_nudge(self, nudge: Nudge, pidfd: int | None) -> None:
+        job = self.engine.jobs.live.get(nudge.job)
+        if job is None or job.attempt != nudge.attempt:
+            if pidfd is not None:
+                os.close(pidfd)
+        elif pidfd is not None:
+            self.take_leader(job, pidfd)  # it says no more than that
+        else:
+            self.engine.spawn(self.follow_nudge(job, nudge))
+
+    async def follow_nudge(self, job: Job, nudge: Nudge) -> None:
+        path = self.attempt_dir(job)
+        if nudge.what in ("log_blocked", "log_unblocked"):
+            await self.engine.note(job.id, f"job.{nudge.what}", {})
+        elif nudge.what == "unkillable":
+            await self.engine.note(job.id, "job.unkillable", {"processes": list(nudge.processes)})
+        elif nudge.what == "input_closed":
+            self.release(path, "stdin", "stdin_file")
+            await self.zygotes_of(job).ask("release", path=path, names=["stdin", "stdin_file"])
+        await self.look(job.id)
 
     def release(self, path: str, *names: str) -> None:
         mine = self.escrow.get(path, {})
@@ -308,7 +357,7 @@ class Performer:
         if seen.end is not None:
             self.release(path)
             self.stop_listening_for(path)
-            self.forget_secrets(job)
+            self.forget_secrets(self.engine.jobs[id])
         elif seen.agent is not None:
             self.hold_leader(path)
             if not seen.noexec:
@@ -414,15 +463,17 @@ class Performer:
         shutil.rmtree(str(job.shelf.entry["folder"]), ignore_errors=True)
 
 
+def shown(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Of what may be thousands: the first, and how many more."""
+    return paths if len(paths) <= PATHS_TOLD else (*paths[:PATHS_TOLD], f"and {len(paths) - PATHS_TOLD} more")
+
+
 # --- in worker threads --------------------------------------------------------------------------------------
 
 
 def before_worktree(folder: str, plan: Plan, has_changes: bool) -> dict[str, object] | None:
     """Note how the repository stood before the job, and what of the user's tree the job will not have."""
-    if jobdir.read(folder, "repository.json") is None:
-        common = plan.repo.common
-        stood = {"before": fingerprint.fingerprint(common), "commands": fingerprint.command_keys(common)}
-        jobdir.write(folder, "repository.json", stood)
+    note_repository(folder, plan, 1)
     excluded = jobdir.read(folder, "excluded.json")
     if excluded is not None or has_changes or plan.repo.top is None:
         return None
@@ -436,12 +487,24 @@ def before_worktree(folder: str, plan: Plan, has_changes: bool) -> dict[str, obj
     return found if dirt.modified or dirt.untracked else None
 
 
+def note_repository(folder: str, plan: Plan, attempt: int) -> None:
+    """How it stands before an attempt: what was changed before that is none of the attempt's doing. The commands that
+    its configuration names are those from before the job, whoever changed them since."""
+    known = jobdir.read(folder, "repository.json")
+    if known is not None and known.get("attempt", 1) >= attempt:
+        return
+    common = plan.repo.common
+    commands = fingerprint.command_keys(common) if known is None else known["commands"]
+    stands = {"before": fingerprint.fingerprint(common), "commands": commands, "attempt": attempt}
+    jobdir.write(folder, "repository.json", stands)
+
+
 def settle_worktree(folder: str, plan: Plan, job: Job) -> tuple[dict[str, object], bool]:
     """``(result, is the worktree gone)``."""
     assert isinstance(job.place, Worktree) and job.place.admin is not None
     found: dict[str, object] = {}
     before = (jobdir.read(folder, "repository.json") or {}).get("before")
-    if before is not None:
+    if before is not None and isinstance(job.state, Done) and job.state.started is not None:
         told = fingerprint.changes(before, fingerprint.fingerprint(plan.repo.common), plan.branch)
         if told:
             found["repository_changed"] = told[:50]

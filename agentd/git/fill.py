@@ -108,14 +108,25 @@ def _link_all(source: Tree, target: Tree, paths: list[str]) -> tuple[list[str], 
         goal = os.path.join(target.path, path)
         if os.path.lexists(goal):
             continue
-        # A pattern such as "node_modules/" ignores folders only: the link would be committed by the agent.
-        if not git(["check-ignore", "-z", "--stdin"], at=target, input=path + "\0", ok=(0, 1)):
-            notes.append(f'cannot link {path}: .gitignore ignores it as a folder only; write "{path}" without a slash')
-            continue
+        origin = os.path.join(source.path, path)
         _make_parents(target, path)
-        os.symlink(os.path.join(source.path, path), goal)
-        linked.append(path)
+        if _is_ignored(target, path):
+            os.symlink(origin, goal)
+            linked.append(path)
+        elif os.path.isdir(origin) and _is_ignored(target, path + "/"):
+            # A pattern such as "node_modules/" ignores folders only, and a link would be committed by the agent: so
+            # a folder it is, and what is in it is linked.
+            os.mkdir(goal, 0o700)
+            for name in sorted(os.listdir(origin)):
+                os.symlink(os.path.join(origin, name), os.path.join(goal, name))
+                linked.append(f"{path}/{name}")
+        else:
+            notes.append(f"{path} is not linked: the base commit does not ignore it")
     return linked, notes
+
+
+def _is_ignored(tree: Tree, path: str) -> bool:
+    return bool(git(["check-ignore", "-z", "--stdin"], at=tree, input=path + "\0", ok=(0, 1)))
 
 
 def _missing(source: Tree, target: Tree) -> tuple[str, ...]:
