@@ -119,6 +119,7 @@ def test_what_does_not_go_together_is_refused_in_a_line(agentd: Shell, script: C
         "delegate", "--in-place", "--profile", "nope", "x"
     )
     assert "the price of other is not known" in refusal("delegate", "--in-place", "--model=other", "--max-cost=1", "x")
+    assert "there is no restart policy" in refusal("delegate", "--in-place", "--restart", "always", "--", "true")
     for value in ("-1", "nan", "inf", "much"):
         assert "--max-cost" in refusal("delegate", "--max-cost", value, "x")
     assert agentd.json("ps", "-a", "--json") == []

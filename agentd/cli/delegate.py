@@ -32,6 +32,7 @@ def delegate(
     memory: options.Memory = None,
     processes: options.Processes = None,
     log_max: options.LogMax = None,
+    restart: options.Restart = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
@@ -45,7 +46,7 @@ def delegate(
         raise Usage(f'what is "{word}"? A task is one word in quotes, and a command stands after --', "usage")
     argv: list[str] | None = ctx.meta.get("command")
     asked = options.of_the_agent(profile, model, max_turns, max_tokens, max_cost, argv)
-    asked |= options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max)
+    asked |= options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max, restart)
     with Client(owner=owner) as client:
         answer = client.delegate_answer(
             argv or [],

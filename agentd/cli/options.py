@@ -31,6 +31,9 @@ Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="At
 Processes = Annotated[int | None, typer.Option("--processes", metavar="N", min=1, help="At most so many processes.")]
 LogMax = Annotated[str | None, typer.Option("--log-max", metavar="SIZE", help="Keep the last so much; 0: all.")]
 
+Restart = Annotated[
+    str | None, typer.Option("--restart", metavar="WHEN", help="on-failure: try again, with pauses that grow.")
+]
 
 # Of delegate, for the built-in agent.
 Profile = Annotated[str | None, typer.Option("--profile", metavar="NAME", help="How; agentd profiles lists them.")]
@@ -65,6 +68,7 @@ def limits(
     memory: str | None,
     processes: int | None,
     log_max: str | None,
+    restart: str | None,
 ) -> dict[str, Any]:
     """The parameters of jobs.delegate that these options stand for."""
     return {
@@ -76,6 +80,7 @@ def limits(
         "memory": size("--memory", memory) or None,
         "processes": processes,
         "log_max": size("--log-max", log_max),
+        "restart": restart or "no",
     }
 
 

@@ -19,7 +19,8 @@ def restart(
     with Client() as client:
         before = client.job(job)["job"]
         view = client.restart(before["id"], resume)
-    if before["state"] == "done" and before["progress"] and not resume and not quiet:
+    begins_anew = before["state"] == "done" and before["restart"] == "no" and not resume
+    if before["progress"] and begins_anew and not quiet:
         options.say(f"job {view['id']} begins its conversation anew; restart --resume would go on with it")
     if json:
         options.print_json(view)

@@ -32,6 +32,7 @@ def run(
     memory: options.Memory = None,
     processes: options.Processes = None,
     log_max: options.LogMax = None,
+    restart: options.Restart = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
@@ -45,7 +46,7 @@ def run(
         raise Usage("cannot run nothing: give a command, such as: agentd run make test", "no_command")
     if json and not detach:
         raise Usage("--json goes with -d only: in the foreground stdout is the command's own", "usage")
-    asked = options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max)
+    asked = options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max, restart)
     with Client(owner=owner) as client:
         place = os.path.abspath(workdir or os.getcwd())
         if not detach:

@@ -42,6 +42,7 @@ def sheet(document: View, now: float, width: int | None = None) -> list[str]:
         ("created", job["created_at"]),
         ("started", job["started_at"]),
         ("ended", job["ended_at"]),
+        ("starts again", job["again_at"]),
         ("time", running_time(job, now)),
         ("pid", job["pid"] if job["state"] != "done" else None),
         ("limits", limit_words(spec)),
