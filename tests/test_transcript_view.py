@@ -116,7 +116,9 @@ def test_an_interrupt_parking_and_the_end() -> None:
 def test_an_attempt_that_was_killed_ends_with_what_is_known() -> None:
     view = View(None)
     view.blocks(said("on my way"))
-    lines = [line for block in view.closing("killed") for line in Plain(None).lines(block)]
+    lines = [line for block in view.closing("limited", "turns") for line in Plain(None).lines(block)]
+    assert lines[:3] == ["", "ended    limited", "         turns"]
+    lines = [line for block in view.closing("killed", "killed") for line in Plain(None).lines(block)]
     assert lines == ["", "ended    killed", "spent    1 turn, 1,010 tokens, cost unknown"]
 
 

@@ -179,7 +179,8 @@ class Rendered:
         end = follow.record(self.path, "end.json")
         if end is None:
             return []
-        return self.view.closing(outcome(follow.record(self.path, "exit.json") or {}, end).outcome)
+        how = outcome(follow.record(self.path, "exit.json") or {}, end)
+        return self.view.closing(how.outcome, how.reason)
 
     def text(self, unit: Block) -> list[str]:
         lines = self.screen.lines(unit)

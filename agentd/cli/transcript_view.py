@@ -69,11 +69,12 @@ class View:
     def stderr(self, at: float, text: str) -> Block:
         return Block(at, "stderr", (Part("dim", bounded(text)),))
 
-    def closing(self, outcome: str | None) -> list[Block]:
+    def closing(self, outcome: str, reason: str | None = None) -> list[Block]:
         """When the attempt has ended: how, if it did not say so itself, and what it spent."""
         blocks = []
-        if not self.has_ended and outcome is not None:
-            blocks.append(self.block("ended", Part("strong", outcome), is_apart=True))
+        if not self.has_ended:
+            why = [Part("error", bounded(reason))] if reason and reason != outcome else []
+            blocks.append(self.block("ended", Part("strong", outcome), *why, is_apart=True))
         if self.turns:
             cost = None if self.rates is None else self.cost
             blocks.append(self.block("spent", Part("text", spent_words(self.turns, self.tokens, cost))))
