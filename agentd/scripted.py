@@ -7,8 +7,8 @@ the model's turns in it. So it does not matter who asks, how many at once, or wh
     python -m agentd.scripted SCRIPT.json [--port N] [--record FILE [--bodies]]
 
 A script is a list of turns, or ``{"scripts": [{"task": TEXT, "turns": [...], "replies": [...]}, ...]}``: the first
-whose TEXT stands in the first message is taken. A reply ``{"when": TEXT, ...}`` goes before the turns if TEXT stands in the
-last message. A turn or reply may have:
+whose TEXT stands in the first message is taken. A reply ``{"when": TEXT, ...}`` goes before the turns if TEXT stands
+in the last message. A turn or reply may have:
 
 =============  =======================================================================================================
 say            text

@@ -28,8 +28,6 @@ RINGS: dict[str, set[str]] = {
     "git": {"core", "process", "paths"},
     "jobdir": {"core", "process", "paths"},
     "agents": {"core", "process", "paths"},
-    # a script in place of a model, for tests and demonstrations: it must not know whom it serves
-    "scripted": set(),
     # small processes that outlive the daemon; a zygote forks keepers, and loads runners by the dotted name
     # in the spec
     "budget": set(),
