@@ -172,8 +172,22 @@ class Client:
     def send(self, ref: Ref, text: str = "", eof: bool = False) -> dict[str, Any]:
         return self.ask("jobs.send", job=ref, owner=self.owner, data=text, eof=eof)
 
-    def restart(self, ref: Ref) -> Job:
-        return dict(self.ask("jobs.restart", job=ref, owner=self.owner, environment=dict(os.environ))["job"])
+    def answer(self, ref: Ref, text: str, question: str = "") -> dict[str, Any]:
+        """To what an agent asks. ``question``: its id, if the text is for that one only."""
+        return self.ask("jobs.answer", job=ref, owner=self.owner, text=text, question=question)
+
+    def interrupt(self, ref: Ref, text: str = "") -> dict[str, Any]:
+        """Break off what an agent does now; without a ``text`` it then waits for one."""
+        return self.ask("jobs.interrupt", job=ref, owner=self.owner, text=text)
+
+    def restart(self, ref: Ref, resume: bool = False) -> Job:
+        """``resume``: an agent goes on with its conversation."""
+        environment = dict(os.environ)
+        return dict(self.ask("jobs.restart", job=ref, owner=self.owner, resume=resume, environment=environment)["job"])
+
+    def profiles(self) -> list[dict[str, Any]]:
+        """The profiles of the built-in agent."""
+        return list(self.ask("profiles.list")["profiles"])
 
     def merge(self, ref: Ref, into: str | None = None, force: bool = False) -> dict[str, Any]:
         """Bring a job's work into ``into``, or into the branch that the current folder's tree has checked out."""

@@ -18,7 +18,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from agentd import jobdir, paths, process
 from agentd.core.errors import Refused
@@ -27,8 +27,23 @@ from agentd.jobdir import Arrival, Record
 
 BLOCK = 1 << 16
 SAME_MOMENT_NS = 100_000_000
-IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x80, 0x100, 0x200
+IN_MODIFY, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x2, 0x80, 0x100, 0x200
 PIDFD_SIGNAL_PROCESS_GROUP = 4  # linux/pidfd.h, Linux 6.9
+
+
+T = TypeVar("T", covariant=True)
+
+
+class Source(Protocol[T]):
+    """What grows in an attempt's folder: the log, or more than that."""
+
+    path: str
+    offsets: dict[str, int]
+    """How far the streams of the log have been read."""
+    has_files: bool
+    """It is in other files than the log, too, of which the keeper says nothing."""
+
+    def pieces(self) -> Iterator[T]: ...
 
 
 class Piece(NamedTuple):
@@ -114,6 +129,8 @@ def code_of(path: str) -> int | None:
 
 class Reader:
     """Where one is in a log: an offset in each stream and in the index. Streams not in ``wanted`` are passed over."""
+
+    has_files = False
 
     def __init__(self, path: str, wanted: tuple[str, ...] = STREAMS) -> None:
         self.path = path
@@ -273,9 +290,9 @@ def belongs(arrival: Arrival, first: Arrival) -> bool:
 # --- following ----------------------------------------------------------------------------------------------
 
 
-def follow(reader: Reader) -> Iterator[Piece]:
+def follow(reader: Source[T]) -> Iterator[T]:
     """What is there and what comes, until the attempt has ended. A job that has not started is waited for."""
-    with Watch(reader.path) as watch:
+    with Watch(reader.path, reader.has_files) as watch:
         keeper: socket.socket | None = None
         try:
             while True:
@@ -323,12 +340,12 @@ class Watch:
     """Sees files appear in and go from a folder. Where inotify is not to be had, it looks again and again, ever
     more rarely."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, sees_writes: bool = False) -> None:
         self.patience = 1
         libc = ctypes.CDLL(None, use_errno=True)
         self.fd = int(libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
         if self.fd >= 0:
-            mask = IN_MOVED_TO | IN_CREATE | IN_DELETE
+            mask = IN_MOVED_TO | IN_CREATE | IN_DELETE | (IN_MODIFY if sees_writes else 0)
             if libc.inotify_add_watch(self.fd, os.fsencode(path), mask) < 0:
                 self.close()
 

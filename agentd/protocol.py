@@ -249,6 +249,7 @@ METHODS: dict[str, Method] = {
     "jobs.merge": Method(Merge, False),
     "jobs.remove": Method(Remove, False),
     "jobs.undo": Method(Undo, False),
+    "profiles.list": Method(Nothing, True),
     "events.subscribe": Method(Subscribe, False),
     "events.ack": Method(Ack, False),
     "events.forget": Method(ForgetReader, False),

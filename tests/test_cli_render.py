@@ -16,6 +16,7 @@ def view(**changes: Any) -> dict[str, Any]:
         "agent": "command",
         "task": "",
         "argv": ["sleep", "3"],
+        "progress": None,
         "number": 1,
         "pid": 25400,
         "exit_code": None,
@@ -75,10 +76,44 @@ def test_a_table_is_aligned_by_what_a_terminal_shows_and_cut_only_for_one() -> N
     assert render.table(("ID", "NAME", "TASK"), rows, 20)[1] == "1   漢字  a long ta…"
 
 
+def agent(id: int, **more: Any) -> dict[str, Any]:
+    progress = {"turns": 12, "tokens": 3, "cost": 0.25, "doing": "bash: make test", "question": None} | more
+    return view(id=id, name="mend-the-parser-of-dates", agent="builtin", task="mend it", progress=progress)
+
+
+def test_ps_shows_what_agents_do_and_leaves_out_what_a_narrow_terminal_has_no_room_for() -> None:
+    asks = {"id": "q1", "text": "Which\none?", "options": ["a", "b"]}
+    jobs = [agent(1), agent(2, question=asks, cost=None) | {"state": "waiting", "waiting": "Which\none?"}]
+    parked = agent(3) | {"state": "parked", "waiting": "overloaded, until noon"}
+    assert [line.split("  ")[-1].strip() for line in render.job_table([*jobs, parked], 0.0)] == [
+        *["TASK", "bash: make test", "asks: Which one? (1: a; 2: b)", "overloaded, until noon"]
+    ]
+    header = ["ID", "NAME", "STATE", "AGENT", "TIME", "EXIT", "TURNS", "COST", "TASK"]
+    wide = render.job_table(jobs, 0.0)
+    assert wide[0].split() == header and "  12     $0.2500  " in wide[1] and "  12     ?        " in wide[2]
+    assert "TURNS" not in render.job_table([view()], 0.0)[0]
+    before = len(header)
+    for width in range(110, 35, -1):
+        lines = render.job_table(jobs, 0.0, width)
+        assert all(render.columns_of(line) <= width for line in lines), (width, lines)
+        columns = lines[0].split()
+        assert columns == [name for name in header if name in columns] and len(columns) <= before
+        assert {"ID", "NAME", "STATE", "TASK"} <= set(columns)
+        before = len(columns)
+
+
+def test_no_line_of_a_text_begins_at_the_left_edge() -> None:
+    assert render.indented("one\ttwo\n\x1b[2Jthree", "  ", None) == ["  one two", "  three"]
+    assert render.indented("a long line of words", "  ", 14) == ["  a long line", "  of words"]
+    for text in ("漢字" * 40, "x" * 99, "e\u0301" * 60, " " * 50 + "end", "\u202e" * 30):
+        assert all(render.columns_of(line) <= 20 and line.startswith("  ") for line in render.indented(text, "  ", 20))
+
+
 @pytest.mark.parametrize(
     ("job", "mark", "with_pid", "line"),
     [
         (view(), "-", False, "[1]-  Running                 sleep 3 &"),
+        (view(progress={"turns": 1}, task="fix it"), "-", False, "[1]-  Running                 fix it &"),
         (view(state="stopped"), "+", False, "[1]+  Stopped                 sleep 3 &"),
         (view(), "-", True, "[1]- 25400 Running                 sleep 3 &"),
         (view(state="done", outcome="failed", exit_code=7), "", False, "[1]   Exit 7                  sleep 3"),

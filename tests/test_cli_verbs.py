@@ -159,9 +159,9 @@ def test_bad_bases_and_places(agentd: Shell, repo: str, tmp_path: Path) -> None:
     assert gitrepo.run(repo, "branch", "--list", "agentd/*") == ""
 
 
-def test_without_a_command_the_agent_is_builtin_which_is_not_built(agentd: Shell, repo: str) -> None:
-    said = agentd("delegate", "fix the build", cwd=repo)
-    assert said.code == 2 and said.err.startswith('agentd: agent "builtin" is not built yet; give a command after --')
+def test_a_task_is_one_word_and_some_agents_are_not_built(agentd: Shell, repo: str) -> None:
+    said = agentd("delegate", "--agent", "codex", "fix the build", cwd=repo)
+    assert said.code == 2 and said.err.startswith('agentd: agent "codex" is not built yet; give a command after --')
     said = agentd("delegate", "fix", "the", "build", cwd=repo)
     assert said.code == 2 and "a command stands after --" in said.err
 

@@ -22,7 +22,7 @@ from agentd import Client, jobdir
 from agentd.agents import KINDS
 from agentd.cli import verbs
 from agentd.cli.daemon import stop_daemon
-from agentd.config import Config
+from agentd.config import Config, Profile, Rates
 from agentd.core import errors, job, machine
 from agentd.daemon.views import job_view
 from agentd.protocol import METHODS
@@ -106,8 +106,6 @@ def test_the_flags_of_a_verb_are_those_of_the_manual(verb: str) -> None:
     if verb == "run":
         told |= flags_in_heads(part("agentd.1", "delegate").partition("These are options of")[2])
     common = flags_in_heads(part("agentd.1", "OPTIONS OF ALL VERBS")) - {"--version"}
-    if verb == "logs":
-        common -= {"--json"}
     assert flags_in_help(help_of(verb)) == told | common
 
 
@@ -156,10 +154,13 @@ def test_the_kinds_of_agent_are_those_of_the_manual() -> None:
 
 def test_the_settings_and_their_defaults_are_those_of_the_manual() -> None:
     told: dict[str, dict[str, Any]] = {}
-    for table in re.findall(r"^\.SS \[(\w+)\]", part("agentd.toml.5", "KEYS"), re.MULTILINE):
+    for table in re.findall(r"^\.SS \[([\w.]+)\]", part("agentd.toml.5", "KEYS"), re.MULTILINE):
         keys = [head.split(' " = ', 1) for head in terms(part("agentd.toml.5", f"[{table}]"))]
         told[table] = {key: json.loads(value[:-1]) for key, value in keys}
-    assert told == json.loads(msgspec.json.encode(msgspec.to_builtins(Config())))
+    rates = words(terms(part("agentd.toml.5", '[prices."MODEL"]')))
+    assert sorted(rates) == sorted(field.name for field in msgspec.structs.fields(Rates))
+    assert told.pop("profiles.NAME") == json.loads(msgspec.json.encode(msgspec.to_builtins(Profile())))
+    assert told | {"profiles": {}, "prices": {}} == json.loads(msgspec.json.encode(msgspec.to_builtins(Config())))
 
 
 # --- agentd-protocol(7) -------------------------------------------------------------------------------------
@@ -182,8 +183,8 @@ def test_the_job_object_is_that_of_the_manual() -> None:
 
 
 def test_the_states_and_outcomes_are_those_of_the_manuals() -> None:
-    assert set(terms(part(PROTOCOL, "States"))) == set(machine.TABLE)
-    outcomes = {value for name, value in vars(job).items() if name.isupper() and isinstance(value, str)}
+    assert set(terms(part(PROTOCOL, "States"))) == {*machine.TABLE, job.PARKED}
+    outcomes = {value for name, value in vars(job).items() if name.isupper() and isinstance(value, str)} - {job.PARKED}
     assert set(terms(part(PROTOCOL, "Outcomes"))) == outcomes
     assert set(words(terms(part("agentd.1", "EXIT STATUS").partition("pass on how")[2]))) == outcomes
 

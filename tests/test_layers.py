@@ -46,7 +46,7 @@ RINGS: dict[str, set[str]] = {
         *{"keeper", "zygote", "runners", "budget"},
     },
     # what the user and the main agent touch; none of it ever meets the daemon
-    "cli": {"client", "follow", "core", "protocol", "config", "process", "paths", "files"},
+    "cli": {"client", "follow", "core", "protocol", "config", "process", "paths", "files", "budget"},
     "mcp": {"client", "core", "protocol", "config", "process", "paths", "files"},
     "bridges": {"client", "core", "protocol", "config", "process", "paths", "files"},
     "chat": {"client", "core", "protocol", "config", "process", "paths", "files", "runners"},

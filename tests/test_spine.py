@@ -403,3 +403,22 @@ def test_only_the_owners_completions_reach_a_reader_of_mine(client: Client) -> N
             run(asker, "exit 0")
     told = [e for e in client.events(since=0, mine=True, follow=False) if e["type"] == "job.completed"]
     assert [event["job"] for event in told] == [1, 3]
+
+
+# --- the start ----------------------------------------------------------------------------------------------
+
+
+def test_what_nobody_was_answered_is_gone_before_the_socket_is_there(tmp_path: Path) -> None:
+    """Else it could be the folder of a job that is being made at this moment."""
+    state = tmp_path / "state"
+    state.mkdir(0o700)
+    (state / "jobs" / "7" / "1").mkdir(parents=True)
+    command = [sys.executable, "-m", "agentd.daemon", str(state)]
+    with subprocess.Popen(command) as daemon:
+        try:
+            faultlab.until(lambda: (state / "daemon.json").exists())
+            assert not (state / "jobs" / "7").exists()
+        finally:
+            with Client(str(state)) as client:
+                client.ask("daemon.stop")
+            daemon.wait(30)

@@ -22,29 +22,37 @@ def delegate(
     idle_timeout: options.IdleTimeout = None,
     with_changes: Annotated[bool, typer.Option("--with-changes", help="Take your uncommitted changes along.")] = False,
     in_place: Annotated[bool, typer.Option("--in-place", help="Work in this folder, not in a worktree.")] = False,
+    profile: options.Profile = None,
+    model: options.Model = None,
+    max_turns: options.MaxTurns = None,
+    max_tokens: options.MaxTokens = None,
+    max_cost: options.MaxCost = None,
     owner: options.Owner = None,
     leave: options.Leave = None,
     input: options.Input = False,
     memory: options.Memory = None,
     processes: options.Processes = None,
     log_max: options.LogMax = None,
+    restart: options.Restart = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
 ) -> None:
     """Hand over a task or a command, in a git worktree of its own.
 
-    TASK is for an agent; a command stands after --, such as: agentd delegate "run the tests" -- make test
+    TASK is for the built-in agent; a command stands after --, such as: agentd delegate "run the tests" -- make test
     """
     if more:
         what = f'what is "{render.one_line(more[0], 80)}"? A task is one word in quotes, and a command stands after --'
         raise Usage(f"{what}: agentd delegate -- {render.one_line(' '.join([task, *more]), 200)}", "usage")
     argv: list[str] | None = ctx.meta.get("command")
     if not argv and not task and name is None:  # a bad name is told first, by the daemon
-        raise Usage("delegate what? Give a command after --, such as: agentd delegate -- make test", "no_command")
+        what = "Give a task in quotes, or a command after --"
+        raise Usage(f"delegate what? {what}, such as: agentd delegate -- make test", "no_command")
     check_place(base, with_changes, in_place)
     check_task(task, timeout, idle_timeout)
-    asked = options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max)
+    asked = options.of_the_agent(profile, model, max_turns, max_tokens, max_cost, argv)
+    asked |= options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max, restart)
     with Client(owner=options.owner_name(owner)) as client:
         answer = client.delegate_answer(
             argv or [],

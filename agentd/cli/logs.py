@@ -1,4 +1,4 @@
-"""``agentd logs JOB``: what a job wrote, from its files; the daemon may be dead."""
+"""``agentd logs JOB``: what a job wrote, from its files; the daemon may be dead. Of an agent, its conversation."""
 
 import codecs
 import os
@@ -26,12 +26,13 @@ def logs(
     attempt: Annotated[str | None, typer.Option("--attempt", metavar="N", help="Of an earlier attempt.")] = None,
     stdout: Annotated[bool, typer.Option("--stdout", help="Only its standard output.")] = False,
     stderr: Annotated[bool, typer.Option("--stderr", help="Only its standard error.")] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Escape codes too, on a terminal.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Escape codes too; of an agent: its transcript as it is.")] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="With -f: exit as the job did.")] = False,
+    json: options.Json = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
 ) -> int:
-    """Show what a job wrote, both streams in the order in which it came."""
+    """Show what a job wrote, both streams in the order in which it came; of an agent, its conversation."""
     if exit_code and not is_following:
         raise Usage("--exit-code goes with -f: without it the job may not have ended", "usage")
     begin = None if since is None else moment(since)
@@ -39,11 +40,22 @@ def logs(
     with Client(start=False) as client:
         id = resolve(client, job)
         path = follow.attempt_path(client.state_dir, id, number)
+    if (follow.record(path, "spec.json") or {}).get("runner") and not (stdout or stderr):
+        from agentd.cli import conversation
+
+        records, earliest = conversation.Records(path), 0.0 if begin is None else begin / 1e9
+        with records.log:
+            if raw or json:
+                conversation.show(records, conversation.Lines(raw), is_following, lines, earliest)
+            else:
+                rendered = conversation.Rendered(path, timestamps, options.has_color(no_color), is_following)
+                conversation.show(records, rendered, is_following, lines, earliest)
+        return ended(path) if exit_code else 0
     why = None if quiet or (is_following and not sys.stderr.isatty()) else why_silent(id, path, is_following)
     if why:
         options.say(why)
     wanted = follow.STREAMS if stdout == stderr else (("out",) if stdout else ("err",))
-    printer = Printer(timestamps, is_clean=not raw and sys.stdout.isatty())
+    printer = JsonLines() if json else Printer(timestamps, is_clean=not raw and sys.stdout.isatty())
     with follow.Reader(path, wanted) as reader:
         if begin is not None:
             reader.skip_before(begin)
@@ -58,10 +70,12 @@ def logs(
         printer.finish()
     if not (follow.record(path, "end.json") or {}).get("log_whole", True) and not quiet:
         options.say("the end of this log may be missing: everything that could hold it was killed before the job ended")
-    if exit_code:
-        code = follow.code_of(path)
-        return EXIT_FAULT if code is None else code
-    return 0
+    return ended(path) if exit_code else 0
+
+
+def ended(path: str) -> int:
+    code = follow.code_of(path)
+    return EXIT_FAULT if code is None else code
 
 
 def resolve(client: Client, ref: str) -> int:
@@ -150,6 +164,29 @@ class Printer:
         view = memoryview(data)
         while view:
             view = view[os.write(1, view) :]
+
+
+class JsonLines:
+    """A line of output is a line of JSON, with the moment of its end."""
+
+    def __init__(self) -> None:
+        self.rests = dict.fromkeys(follow.STREAMS, b"")
+        self.at = 0
+
+    def show(self, piece: Piece) -> None:
+        self.at = piece.at
+        *lines, self.rests[piece.stream] = (self.rests[piece.stream] + piece.data).split(b"\n")
+        for line in lines:
+            self.put(piece.stream, line)
+
+    def put(self, stream: str, line: bytes) -> None:
+        text = line.decode("utf-8", "backslashreplace")
+        options.print_json({"type": stream, "at": self.at / 1e9, "text": text})
+
+    def finish(self) -> None:
+        for stream, rest in self.rests.items():
+            if rest:
+                self.put(stream, rest)
 
 
 def split_after_newlines(data: bytes) -> list[bytes]:

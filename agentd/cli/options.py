@@ -1,6 +1,7 @@
 """What several verbs share: options, their values, and how they talk."""
 
 import os
+import re
 import sys
 from typing import Annotated, Any
 
@@ -35,6 +36,37 @@ MOST_PROCESSES = 1 << 22  # no kernel has more
 MOST = (1 << 63) - 1  # of any number: what the wire and the store take
 LogMax = Annotated[str | None, typer.Option("--log-max", metavar="SIZE", help="Keep the last so much; 0: all.")]
 
+Restart = Annotated[
+    str | None, typer.Option("--restart", metavar="WHEN", help="on-failure: try again, with pauses that grow.")
+]
+
+# Of delegate, for the built-in agent.
+Profile = Annotated[str | None, typer.Option("--profile", metavar="NAME", help="How; agentd profiles lists them.")]
+Model = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Another model than the profile's.")]
+MaxTurns = Annotated[str | None, typer.Option("--max-turns", metavar="N", help="At most so many; 0: any.")]
+MaxTokens = Annotated[str | None, typer.Option("--max-tokens", metavar="N", help="At most so many; 0: any.")]
+MaxCost = Annotated[
+    str | None, typer.Option("--max-cost", metavar="DOLLARS", help="Spend at most so much; 0: any sum.")
+]
+
+
+def of_the_agent(
+    profile: str | None, model: str | None, turns: str | None, tokens: str | None, cost: str | None, argv: object
+) -> dict[str, Any]:
+    """The parameters of jobs.delegate that these options stand for; Usage beside a command."""
+    asked = {
+        "profile": profile,
+        "model": model,
+        "max_turns": number("--max-turns", turns),
+        "max_tokens": number("--max-tokens", tokens),
+        "max_cost": dollars("--max-cost", cost),
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    if given and argv is not None:
+        flag = next(iter(given)).replace("_", "-")
+        raise Usage(f"--{flag} is for the built-in agent; leave it out, or the command after --", "usage")
+    return given
+
 
 def limits(
     name: str | None,
@@ -45,6 +77,7 @@ def limits(
     memory: str | None,
     processes: str | None,
     log_max: str | None,
+    restart: str | None,
 ) -> dict[str, Any]:
     """The parameters of jobs.delegate that these options stand for."""
     if "" in (leave or []):
@@ -58,6 +91,7 @@ def limits(
         "memory": memory_limit(memory),
         "processes": number("--processes", processes, 1, MOST_PROCESSES),
         "log_max": size("--log-max", log_max),
+        "restart": restart or "no",
     }
 
 
@@ -123,6 +157,14 @@ def number(option: str, text: str | None, least: int = 0, most: int = MOST) -> i
     raise Usage(f'{option}: a whole number {bounds}, not "{one_line(text, 80)}"{hint}', "bad_number")
 
 
+def dollars(option: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{0,8}(\.[0-9]{1,6})?", text) or not text:
+        raise Usage(f'{option}: a sum in dollars such as 2.50, not "{one_line(text, 80)}"', "bad_limit")
+    return float(text)
+
+
 def owner_name(given: str | None) -> str | None:
     if given is not None and not (0 < len(given) <= 100 and given.isprintable()):
         raise Usage(f'--owner: 1-100 printable characters, not "{one_line(given, 80)}"', "bad_name")
@@ -137,9 +179,29 @@ def here() -> str:
         raise Refused("the current folder has been removed; go to another one, and try again", "no_folder") from None
 
 
+def text_or_input(text: str | None, ask: str) -> str:
+    """TEXT, else standard input without the newlines at its end; Usage with ``ask`` if there is nothing."""
+    if text is None:
+        try:
+            data = b"" if os.isatty(0) else b"".join(iter(lambda: os.read(0, 1 << 18), b""))
+            text = data.decode().rstrip("\n")
+        except OSError:  # closed
+            text = ""
+        except UnicodeDecodeError as error:
+            raise Usage(f"standard input is no UTF-8 text (byte {error.start})", "bad_text") from None
+    if not text.strip():
+        raise Usage(ask, "no_text")
+    return text
+
+
 def say(text: str) -> None:
     """Talk: for people, never data."""
     print(f"agentd: {text}", file=sys.stderr, flush=True)
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """Talk that goes on."""
+    print(text, end=end, file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:

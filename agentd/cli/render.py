@@ -47,6 +47,27 @@ def one_line(text: str, limit: int = 2000) -> str:
     return joined if len(joined) <= limit else joined[: limit - 1] + "…"
 
 
+def indented(text: str, by: str, width: int | None) -> list[str]:
+    """Its lines, cleaned, none of which begins at the left edge, which is ours, not even where a terminal of this
+    width would wrap it."""
+    lines = clean(text).expandtabs(4).split("\n")
+    return [by + piece for line in lines for piece in wrapped(line, None if width is None else width - len(by))]
+
+
+def wrapped(line: str, size: int | None) -> list[str]:
+    """Pieces of so many places at most, cut at a blank where there is one in the second half."""
+    pieces = []
+    while size is not None and columns_of(line) > max(size, 8):
+        piece = line[: max(size, 8)]
+        while columns_of(piece) > max(size, 8):
+            piece = piece[: len(piece) - max(1, (columns_of(piece) - max(size, 8)) // 2)]
+        blank = piece.rfind(" ")
+        end = blank + 1 if blank >= len(piece) // 2 else len(piece)
+        pieces.append(line[:end].rstrip())
+        line = line[end:]
+    return [*pieces, line]
+
+
 # --- times --------------------------------------------------------------------------------------------------
 
 
@@ -106,11 +127,15 @@ def running_time(job: View, now: float) -> str:
 
 # --- jobs ---------------------------------------------------------------------------------------------------
 
+LEFT_OUT = ("COST", "TURNS", "AGENT", "CHANGES", "EXIT", "TIME")
+"""What a narrow terminal does without, the first one first."""
 NARROW = 100
+ROOM = 24
+"""So many places the last column should have."""
 
 
 def job_table(jobs: Sequence[View], now: float, width: int | None = None) -> list[str]:
-    """The columns AGENT and CHANGES are there only if they say something; in a narrow terminal TASK has some room."""
+    """``ps``. Some columns are there only if they say something; in a narrow terminal TASK has some room."""
     names = 20 if width is not None and width < NARROW else None
     columns = {
         "ID": [str(job["id"]) for job in jobs],
@@ -119,14 +144,33 @@ def job_table(jobs: Sequence[View], now: float, width: int | None = None) -> lis
         "AGENT": [one_line(job["agent"], 20) for job in jobs],
         "TIME": [running_time(job, now) for job in jobs],
         "EXIT": [exit_word(job) for job in jobs],
+        "TURNS": [str(job["progress"]["turns"]) if job["progress"] else "-" for job in jobs],
+        "COST": [money(job["progress"]["cost"]) if has_spent(job) else "-" for job in jobs],
         "CHANGES": [changes_word(job) for job in jobs],
-        "TASK": [one_line(job["task"] or command_text(job["argv"])) for job in jobs],
+        "TASK": [activity(job) or one_line(job["task"] or command_text(job["argv"])) for job in jobs],
     }
     if set(columns["AGENT"]) <= {"command"}:
         del columns["AGENT"]
-    if set(columns["CHANGES"]) <= {"-"}:
-        del columns["CHANGES"]
+    for name in [name for name in ("TURNS", "COST", "CHANGES") if set(columns[name]) <= {"-"}]:
+        del columns[name]
+    fit(columns, width)
     return table(list(columns), list(zip(*columns.values(), strict=True)), width)
+
+
+def fit(columns: dict[str, list[str]], width: int | None) -> None:
+    """Leave out, and at last cut names, until the last column has some room."""
+
+    def lacking() -> int:
+        sizes = [max(columns_of(cell) for cell in (name, *cells)) + 2 for name, cells in columns.items()]
+        return 0 if width is None else ROOM - width + sum(sizes[:-1])
+
+    for name in LEFT_OUT:
+        if lacking() <= 0:
+            return
+        columns.pop(name, None)
+    if lacking() > 0:
+        size = max(8, max(columns_of(name) for name in columns["NAME"]) - lacking())
+        columns["NAME"] = [cut(name, size) for name in columns["NAME"]]
 
 
 def changes_word(job: View) -> str:
@@ -157,10 +201,52 @@ def day_and_minute(at: float) -> str:
     return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M")
 
 
+def has_spent(job: View) -> bool:
+    return bool(job["progress"]) and job["progress"]["turns"] > 0
+
+
+def activity(job: View) -> str:
+    """What an agent does or waits for just now; empty of any other job."""
+    progress = job["progress"]
+    if not progress or job["state"] == "done":
+        return ""
+    if progress["question"] and job["state"] == "waiting":
+        return f"asks: {one_line(question_words(progress['question']))}"
+    return one_line(job["waiting"] or progress["doing"])
+
+
+def question_words(question: View) -> str:
+    options = "; ".join(f"{number}: {text}" for number, text in enumerate(question["options"], 1))
+    return f"{question['text']} ({options})" if options else str(question["text"])
+
+
+def question_lines(question: View, by: str, width: int | None) -> list[str]:
+    """The text and the numbered options, under each other."""
+    lines = indented(question["text"], by, width)
+    for number, text in enumerate(question["options"], 1):
+        lines += indented(f"{number}  {text}", f"{by}  ", width)
+    return lines
+
+
+def money(dollars: float | None) -> str:
+    """``?``: the price of its model is not known."""
+    if dollars is None:
+        return "?"
+    return f"${dollars:.2f}" if dollars >= 1 else f"${dollars:.4f}"
+
+
+def spent_words(turns: int, tokens: int, cost: float | None) -> str:
+    return f"{turns} {'turn' if turns == 1 else 'turns'}, {tokens:,} tokens, " + (
+        "cost unknown" if cost is None else money(cost)
+    )
+
+
 def state_words(job: View) -> str:
     if job["state"] == "done":
         return f"{job['outcome']} (merged)" if is_merged(job) else str(job["outcome"])
-    return f"{job['state']} ({one_line(job['waiting'], 60)})" if job["waiting"] else str(job["state"])
+    if job["waiting"] and not (job["progress"] and job["state"] in ("waiting", "parked")):
+        return f"{job['state']} ({one_line(job['waiting'], 60)})"
+    return str(job["state"])
 
 
 def is_merged(job: View) -> bool:
@@ -264,7 +350,7 @@ def bash_marks(jobs: Iterable[View]) -> dict[int, str]:
 def bash_line(job: View, mark: str, with_pid: bool = False) -> str:
     """``[1]-  Running                 sleep 3 &``"""
     pid = f" {job['pid']} " if with_pid and job["pid"] else "  "
-    command = one_line(" ".join(job["argv"]) or job["task"])
+    command = one_line(job["task"] if job["progress"] else " ".join(job["argv"]) or job["task"])
     return f"[{job['number']}]{mark or ' '}{pid}{bash_state(job):<24}{command}{'' if job['state'] == 'done' else ' &'}"
 
 

@@ -11,6 +11,7 @@ from agentd.client import Client
 
 def restart(
     jobs: Annotated[list[str], typer.Argument(metavar="JOB…", help="Ids, names, %n, %+, %-.")],
+    resume: Annotated[bool, typer.Option("--resume", help="An agent goes on with its conversation.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
@@ -19,11 +20,15 @@ def restart(
     with Client() as client:
 
         def act(ref: str) -> render.View:
-            view = client.restart(ref)
+            before = client.job(ref)["job"]
+            view = client.restart(before["id"], resume)
             if not json:
                 print(view["id"], flush=True)
             if not json and not quiet:
                 options.say(f"job {view['id']} ({view['name']}): attempt {view['attempt']}")
+            begins_anew = before["state"] == "done" and before["restart"] == "no" and not resume
+            if before["progress"] and begins_anew and not quiet:
+                options.say(f"job {view['id']} begins its conversation anew; restart --resume would go on with it")
             return view
 
         return conclude(ask_each(jobs, act), json)

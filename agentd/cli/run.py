@@ -32,6 +32,7 @@ def run(
     memory: options.Memory = None,
     processes: options.Processes = None,
     log_max: options.LogMax = None,
+    restart: options.Restart = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
@@ -45,7 +46,7 @@ def run(
         raise Usage("run what? Give a command, such as: agentd run make test", "no_command")
     if json and not detach:
         raise Usage("--json goes with -d only: in the foreground stdout is the command's own", "usage")
-    asked = options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max)
+    asked = options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max, restart)
     if workdir == "":
         raise Usage("--workdir: an empty name is no folder; leave it out for this one", "bad_cwd")
     with Client(owner=options.owner_name(owner)) as client:

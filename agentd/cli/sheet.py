@@ -1,6 +1,6 @@
 """``inspect`` for people: one job, whole, as lines of text. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from agentd.cli.render import (
     View,
@@ -8,11 +8,14 @@ from agentd.cli.render import (
     count,
     event_line,
     exit_word,
+    indented,
     local,
+    money,
     one_line,
     running_time,
     size,
     span_in_full,
+    spent_words,
     state_words,
 )
 
@@ -21,18 +24,19 @@ SHOWN_EVENTS = 20
 
 
 def sheet(document: View, now: float, is_there: bool = True, width: int | None = None) -> list[str]:
-    """``is_there``: whether the worktree's folder is. ``width``: a terminal's, for the events."""
-    lines = [f"{f'{name}:' if name else '':<{WIDTH}}{one_line(text)}" for name, text in rows(document, now, is_there)]
+    """``is_there``: whether the worktree's folder is. ``width``: a terminal's, for events and what an agent says."""
+    lines = [*rows(entries(document, now, is_there)), *agent_lines(document["job"], width), *rows(attempts(document))]
     if document["events"]:
         lines += ["events:", *(event_line(event, width) for event in document["events"][-SHOWN_EVENTS:])]
     return lines
 
 
-def rows(document: View, now: float, is_there: bool) -> Iterator[tuple[str, str]]:
+def rows(entries: Iterable[tuple[str, object]]) -> Iterator[str]:
     """Names and texts; a list has its name in its first row only."""
-    for name, value in entries(document, now, is_there):
+    for name, value in entries:
         texts = value if isinstance(value, list) else [] if value in (None, "") else [str(value)]
-        yield from zip([name, *[""] * len(texts)], texts, strict=False)
+        for label, text in zip([f"{name}:", *[""] * len(texts)], texts, strict=False):
+            yield f"{label:<{WIDTH}}{one_line(text)}"
 
 
 def entries(document: View, now: float, is_there: bool) -> Iterator[tuple[str, object]]:
@@ -44,8 +48,9 @@ def entries(document: View, now: float, is_there: bool) -> Iterator[tuple[str, o
     yield "result", result_lines(job["result"] or {})
     yield "merged", merged_words(job["merged"])
     yield "task", job["task"]
-    yield "command", command_text(job["argv"])
+    yield "command", None if job["progress"] else command_text(job["argv"])
     yield "agent", job["agent"]
+    yield "profile", profile_words(document["spec"].get("profile"))
     yield "owner", f"{one_line(job['owner'])}  (%{job['number']})"
     yield "called from", job["cwd"]
     yield "worktree", worktree_lines(job, is_there)
@@ -56,11 +61,15 @@ def entries(document: View, now: float, is_there: bool) -> Iterator[tuple[str, o
     yield "created", local(job["created_at"])
     yield "started", local(job["started_at"])
     yield "ended", local(job["ended_at"])
+    yield "starts again", local(job["again_at"])
     yield "time", running_time(job, now)
     yield "pid", job["pid"] if job["state"] != "done" else None
     yield "limits", limit_lines(document["spec"])
     yield "ended with it", process_lines(job["swept"])
     yield "left alive", process_lines(job["left"])
+
+
+def attempts(document: View) -> Iterator[tuple[str, object]]:
     for attempt in document["attempts"]:
         log = attempt["log"]
         yield (
@@ -70,6 +79,35 @@ def entries(document: View, now: float, is_there: bool) -> Iterator[tuple[str, o
                 f"stdout {size(log['out'])}, stderr {size(log['err'])}",
             ],
         )
+
+
+def agent_lines(job: View, width: int | None) -> Iterator[str]:
+    """What an agent says and spends. Its text may have lines; none of them begins where ours do."""
+    progress = job["progress"]
+    if not progress:
+        return
+    is_done = job["state"] == "done"
+    question = progress["question"] if job["state"] == "waiting" else None
+    texts = [
+        ("spent", progress["turns"] and spent_words(progress["turns"], progress["tokens"], progress["cost"])),
+        ("doing", None if is_done else progress["doing"]),
+        ("plan", progress["plan"]),
+        ("asks", question and question["text"]),
+        *((f"  {number}", text) for number, text in enumerate(question["options"] if question else [], 1)),
+        ("its words", progress["words"]),
+    ]
+    for name, text in texts:
+        if text:
+            first, *more = indented(text, " " * WIDTH, width)
+            yield f"{name + ':':<{WIDTH}}{first.lstrip()}"
+            yield from more
+
+
+def profile_words(profile: View | None) -> str:
+    if not profile:
+        return ""
+    name, model = profile.get("name") or "-", profile.get("model") or "no model"
+    return f"{name} ({model}{', ' + profile['endpoint'] if profile.get('endpoint') else ''})"
 
 
 def worktree_lines(job: View, is_there: bool) -> list[str]:
@@ -131,7 +169,11 @@ def limit_lines(spec: View) -> list[str]:
     """Those that are set; ``log_max`` 0 keeps all."""
     forms = (("timeout", span_in_full), ("idle_timeout", span_in_full), ("memory", size), ("processes", str))
     lines = [f"{name.replace('_', '-')} {form(spec[name])}" for name, form in forms if spec.get(name)]
-    return [*lines, f"log-max {size(spec['log_max'])}"] if spec.get("log_max") else lines
+    if spec.get("log_max"):
+        lines.append(f"log-max {size(spec['log_max'])}")
+    budget = spec.get("budget") or {}
+    lines += [f"{name} {budget[name]:,}" for name in ("turns", "tokens") if budget.get(name)]
+    return [*lines, f"cost {money(budget['cost'])}"] if budget.get("cost") else lines
 
 
 def process_lines(processes: Sequence[View]) -> list[str]:

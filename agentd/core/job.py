@@ -140,6 +140,7 @@ class Progress(Fact, frozen=True):
     question: Question | None = None
     is_held: bool = False
     """Interrupted: it goes on when it is sent a message."""
+    held_since: float = 0.0
     parked: Parked | None = None
     words: str | None = None
     """Its closing words."""

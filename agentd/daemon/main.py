@@ -124,6 +124,7 @@ class Daemon:
         self.server = Server(methods.handle, self.feed)
         self.performer.listen_for = self.listen_for
         self.performer.stop_listening_for = self.stop_listening_for
+        self.remove_unanswered()
         # The socket first, the look at the files after: what a keeper writes in between is seen, or nudged.
         self.nudges = Nudges(jobdir.nudge_socket(self.state_dir), self.performer.on_nudge)
         self.listen()
@@ -199,7 +200,6 @@ class Daemon:
     # --- what the last daemon left --------------------------------------------------------------------------
 
     async def recover(self) -> None:
-        self.remove_unanswered()
         for job in list(self.engine.jobs.values()):
             if isinstance(job.state, Starting | Running | Stopped | Stopping):
                 await self.performer.look(job.id)
@@ -210,7 +210,8 @@ class Daemon:
             self.engine.carry_out(job, owed(job))
 
     def remove_unanswered(self) -> None:
-        """Folders of jobs whose id was never answered: their daemon died before the commit."""
+        """Folders of jobs whose id was never answered: their daemon died before the commit. Before the socket is there:
+        then none of them is of a job that is just being made."""
         for id in rebuild.numbers_in(f"{self.state_dir}/jobs"):
             if id not in self.engine.jobs:
                 shutil.rmtree(f"{self.state_dir}/jobs/{id}", ignore_errors=True)

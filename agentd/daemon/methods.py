@@ -433,6 +433,8 @@ class Methods:
         job = self.find(connection, ask.job, ask.owner)
         if isinstance(job.state, Waiting):
             return await self.give_secrets(job, ask.environment)
+        if ask.resume and job.progress is None:
+            raise Refused(f"job {job.id} is a command, which has no conversation to go on with", "no_runner")
         async with self.engine.verbs.of(job.id):
             await self.settled(job)
             job = self.engine.jobs[job.id]
@@ -513,6 +515,9 @@ class Methods:
         assert isinstance(job.shelf, Trashed)
         admin = await self.performer.restore(job, job.shelf.entry)
         return await self.engine.apply(job.id, on.RestoreAsked(time.time(), "user", admin))
+
+    async def do_profiles_list(self, _: Connection, __: protocol.Nothing) -> dict[str, Any]:
+        return {"profiles": profiles.listed(self.settings)}
 
     # --- events ---------------------------------------------------------------------------------------------
 

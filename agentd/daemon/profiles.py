@@ -36,6 +36,25 @@ def resolve(settings: Config, ask: protocol.Delegate) -> Profile:
     return profile
 
 
+def listed(settings: Config) -> list[dict[str, Any]]:
+    """All profiles, as they can be asked for. A key is named by where it is looked for, and not looked at."""
+    return [
+        {
+            "name": name,
+            "is_default": name == settings.agent.profile,
+            "model": profile.model or None,
+            "endpoint": profile.endpoint or None,
+            "effort": profile.effort or None,
+            "tools": list(profile.tools) or None,
+            "limits": {"turns": profile.max_turns, "tokens": profile.max_tokens, "cost": profile.max_cost},
+            "key_env": None if profile.key_file else profile.key_env,
+            "key_file": profile.key_file or None,
+            "price_known": rates_of(settings, profile.model) is not None,
+        }
+        for name, profile in settings.all_profiles().items()
+    ]
+
+
 def rates_of(settings: Config, model: str) -> dict[str, Any] | None:
     own = settings.prices.get(model)
     return msgspec.to_builtins(own) if own is not None else builtin.rates(model)
@@ -59,6 +78,7 @@ def spec_of(
         "worktree": worktree,
         "setup": setup,
         "profile": {
+            "name": ask.profile or settings.agent.profile,
             "model": profile.model,
             "endpoint": profile.endpoint or None,
             "max_tokens": profile.answer_tokens,

@@ -36,9 +36,9 @@ def read(path: str, offset: int) -> tuple[list[Record], int]:
 
 
 def after(progress: Progress, records: Iterable[Record], rates: Record | None) -> tuple[Progress, list[Told]]:
-    """What the records make of it, and what is told. A turn is told once for each piece that is read, not each call."""
+    """What the records make of it, and what is told. What it does is told once for each piece that is read."""
     told: list[Told] = []
-    turns = progress.turns
+    before = progress
     for record in records:
         usage = record.get("usage")
         if isinstance(usage, dict):
@@ -46,7 +46,7 @@ def after(progress: Progress, records: Iterable[Record], rates: Record | None) -
         arrow = ARROWS.get(record["type"])
         if arrow is not None:
             progress = arrow(progress, record, told)
-    if progress.turns > turns:
+    if (progress.turns, progress.doing) != (before.turns, before.doing):
         data: dict[str, object] = {
             "turns": progress.turns,
             "tokens": progress.tokens,
@@ -87,7 +87,7 @@ def on_waiting(progress: Progress, record: Record, told: list[Told]) -> Progress
         told.append(Told("job.waiting", {"question": asked.id, "text": asked.text, "options": list(asked.options)}))
         return progress
     told.append(Told("job.waiting", {"why": record["why"]}))
-    return replace(progress, question=None, is_held=True)
+    return replace(progress, question=None, is_held=True, held_since=record["at"])
 
 
 def on_running(progress: Progress, _: Record, told: list[Told]) -> Progress:

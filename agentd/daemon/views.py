@@ -55,6 +55,7 @@ def job_view(job: Job) -> dict[str, Any]:
         "reason": how.reason if how else None,
         "wait_code": wait_code(how) if how else None,
         "waiting": waiting_for(job),
+        "waiting_since": iso(waiting_since(job)),
         "log_whole": how.log_whole if how else None,
         "swept": [{"pid": p.pid, "command": p.command} for p in how.swept] if how else [],
         "left": [{"pid": p.pid, "command": p.command} for p in how.left] if how else [],
@@ -66,6 +67,7 @@ def job_view(job: Job) -> dict[str, Any]:
         "created_at": iso(job.created),
         "started_at": iso(job.started),
         "ended_at": iso(state.ended) if isinstance(state, Done) else None,
+        "restart": job.restart,
         "again_at": iso(state.again_at) if isinstance(state, Done) else None,
     }
 
@@ -116,6 +118,19 @@ def waiting_for(job: Job) -> str | None:
             return "needs " + ", ".join(needs)
         case Preparing(phase=phase):
             return phase
+    return None
+
+
+def waiting_since(job: Job) -> float | None:
+    """When it began to wait for somebody."""
+    progress = job.progress or Progress()
+    match job.state:
+        case Running() if progress.question is not None:
+            return progress.question.since
+        case Running() if progress.is_held:
+            return progress.held_since
+        case Waiting(since=since):
+            return since
     return None
 
 

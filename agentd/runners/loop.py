@@ -20,6 +20,8 @@ from .conversation import Call, Conversation, Record
 from .parts import Gate, Inbox, Model, Parking, Tools, Transcript
 
 T = TypeVar("T")
+LONG_S = 0.3
+"""A tool that runs for so long is told of: before that, the next request tells enough."""
 MOST_STUMBLES = 5
 """So many useless answers in a row are no accident: the run ends before more is spent."""
 AFTER_STUMBLE = 0.25
@@ -145,7 +147,11 @@ class Loop:
         if not call.is_started:
             self.write("call", id=call.id, tool=call.tool, input=call.input)
         self.call = call
-        done = await self.unless_interrupted(self.tools.run(call.tool, call.input))
+        telling = asyncio.get_running_loop().call_later(LONG_S, self.gate.tell, "call")
+        try:
+            done = await self.unless_interrupted(self.tools.run(call.tool, call.input))
+        finally:
+            telling.cancel()
         if done is None:
             self.write("result", id=call.id, content="Interrupted by your user.", error=True)
         else:
