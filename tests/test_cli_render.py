@@ -26,6 +26,9 @@ def view(**changes: Any) -> dict[str, Any]:
         "created_at": "2026-01-01T00:00:00.000Z",
         "started_at": "2026-01-01T00:00:01.000Z",
         "ended_at": None,
+        "again_at": None,
+        "result": None,
+        "worktree": None,
     }
     return job | changes
 
