@@ -2,7 +2,6 @@
 
 import errno
 import os
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -50,8 +49,7 @@ def pipe(path: Path) -> None:
 
 
 def dead_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
+    jobdir.listen(str(path)).close()
 
 
 def device(path: Path) -> None:
