@@ -66,27 +66,47 @@ def load(path: str) -> Config:
     if path == os.devnull:
         return Config()
     try:
-        values = tomllib.loads(files.read_file(path, MAX_BYTES).decode())
+        text = files.read_file(path, MAX_BYTES).decode()
+        values = tomllib.loads(text)
     except FileNotFoundError:
         return Config()
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Usage(f"cannot read {path}: {error}", "bad_config") from None
     except OSError as error:
         raise Usage(f"cannot read {path}: {error.strerror}", "bad_config") from None
-    return convert(values, path)
+    return convert(values, path, text)
 
 
-def convert(values: dict[str, Any], path: str) -> Config:
+def convert(values: dict[str, Any], path: str, text: str = "") -> Config:
     try:
         config = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
-        raise Usage(f"cannot use {path}: {in_our_words(str(error))}", "bad_config") from None
+        where = line_of(str(error), text)
+        raise Usage(f"cannot use {path}{where}: {in_our_words(str(error))}", "bad_config") from None
     for key, size in (("log.max", config.log.max), ("worktree.max_snapshot", config.worktree.max_snapshot)):
         try:
             parse_size(size)
         except ValueError as error:
-            raise Usage(f"cannot use {path}: {key}: {error}", "bad_config") from None
+            where = line_of(f" - at `$.{key}`", text)
+            raise Usage(f"cannot use {path}{where}: {key}: {error}", "bad_config") from None
     return config
+
+
+def line_of(said: str, text: str) -> str:
+    """Where in the file that stands which msgspec complains of, as ``, line 3``; empty if it is not to be found."""
+    place = re.findall(r"[\w-]+", said.partition(" - at `$.")[2])
+    unknown = re.match(r"Object contains unknown field `(.*?)`", said)
+    table, key = [*place[:2], *([unknown[1]] if unknown else []), "", ""][:2]
+    within = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if head := re.match(r"\s*\[\s*\"?([\w-]+)", line):
+            within = head[1]
+            if within == table and not key:
+                return f", line {number}"
+        named = re.match(r"\s*\"?([\w-]+)\"?\s*[.=]", line)
+        if named and (within, named[1]) in ((table, key), ("", table)):
+            return f", line {number}"
+    return ""
 
 
 KINDS = {

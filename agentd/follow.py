@@ -210,8 +210,7 @@ class Reader:
     def skip_to_tail(self, lines: int) -> None:
         """Begin with the last ``lines`` lines of all that is there now."""
         extents = self._extents()
-        found = 0
-        is_last_byte = True
+        breaks, is_end = lines, True
         for index in range(len(extents) - 1, -1, -1):
             stream, start, end, _ = extents[index]
             if stream not in self.wanted:
@@ -221,13 +220,13 @@ class Reader:
                 block = b"".join(data for _, data in jobdir.read_range(self.path, stream, low, end))
                 if not block:
                     break
-                for place in range(len(block) - 1, -1, -1):
-                    if block[place] == 10 and not is_last_byte:
-                        found += 1
-                    is_last_byte = False
-                    if lines == 0 or found == lines:
-                        cut = end - len(block) + place + 1
-                        return self._begin_at(extents, index, cut if lines else end)
+                if is_end and lines:
+                    breaks += block.endswith(b"\n")  # the one that ends the last line begins none
+                is_end = False
+                inside = block.count(b"\n")
+                if lines == 0 or inside >= breaks:
+                    return self._begin_at(extents, index, end if lines == 0 else after_break(block, end, breaks))
+                breaks -= inside
                 end = low
 
     def _extents(self) -> list[tuple[str, int, int, int]]:
@@ -255,6 +254,14 @@ class Reader:
             self.offsets[stream] = end
             self.position = position
         self.offsets[extents[index][0]] = offset
+
+
+def after_break(block: bytes, end: int, breaks: int) -> int:
+    """The offset behind the ``breaks``-th line feed from the back of a block that ends at ``end``."""
+    place = len(block)
+    for _ in range(breaks):
+        place = block.rindex(b"\n", 0, place)
+    return end - len(block) + place + 1
 
 
 def belongs(arrival: Arrival, first: Arrival) -> bool:

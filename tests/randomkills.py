@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from faultlab import Violation, also_without, environ, parent_title, until
+from faultlab import Violation, also_without, comes_true, environ, parent_title, until
 
 from agentd import jobdir, process
 from agentd.client import Client, ConnectionLost
@@ -213,7 +213,8 @@ class Lab:
             want = b"".join(b"%s %d\n" % (stream.encode(), n) for n in range(int(wanted["LINES_WANTED"])))
             if got != want and not (id in self.forgiven and want.startswith(got)):
                 yield f"{stream}: {len(got)} bytes, wanted {len(want)}; first difference at {difference(got, want)}"
-        if process.byte_held(f"{path}/life.lock", 0) or process.byte_held(f"{path}/life.lock", 1):
+        # A keeper tells of the end, and then goes.
+        if not comes_true(lambda: not any(process.byte_held(f"{path}/life.lock", byte) for byte in (0, 1))):
             yield "its life.lock is still held"
 
     def faults_of_feed(self, jobs: dict[int, dict[str, Any]]) -> Iterator[str]:

@@ -44,7 +44,7 @@ def test_restart_prints_the_id_alone(agentd: Shell) -> None:
     agentd("wait", "1")
     assert agentd("restart", "-q", "1") == (0, "1\n", "")
     agentd("wait", "1")
-    job = agentd.json("restart", "--json", "1")
+    (job,) = agentd.json("restart", "--json", "1")
     assert (job["id"], job["attempt"]) == (1, 4)
 
 
@@ -134,7 +134,7 @@ def test_inspect_shows_no_raw_number(agentd: Shell, repo: str) -> None:
 
 
 def test_an_empty_list_says_where_the_jobs_are(agentd: Shell) -> None:
-    head = "ID  NAME  STATE  AGENT  TIME  EXIT  TASK\n"
+    head = "ID  NAME  STATE  TIME  EXIT  TASK\n"
     assert agentd("ps") == (0, head, "agentd: there are no jobs yet; agentd delegate --help says how to start one\n")
     agentd("run", "true")
     assert agentd("ps") == (0, head, "agentd: 1 job has ended; agentd ps --all shows it\n")
@@ -235,7 +235,7 @@ def test_a_job_is_told_which_verbs_it_has(agentd: Shell) -> None:
     agentd_inside = f"{sys.executable} -m agentd"
     script = "; ".join(f"{agentd_inside} {words}" for words in ("kill 1", "events", "daemon stop", "restart 1"))
     said = agentd("run", "sh", "-c", script)
-    rest = "is not allowed inside a job; delegate, run, ps, jobs, logs, wait and inspect are"
+    rest = "is not allowed inside a job; delegate, run, ps, jobs, logs, wait, inspect, result and diff are"
     assert said.err.splitlines() == [
         f"agentd: agentd {verb} {rest}" for verb in ("kill", "events", "daemon", "restart")
     ]

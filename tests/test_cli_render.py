@@ -83,6 +83,8 @@ def test_a_table_is_aligned_by_what_a_terminal_shows_and_cut_only_for_one() -> N
         (view(), "-", True, "[1]- 25400 Running                 sleep 3 &"),
         (view(state="done", outcome="failed", exit_code=7), "", False, "[1]   Exit 7                  sleep 3"),
         (view(state="done", outcome="killed", signal=9), "", False, "[1]   Killed                  sleep 3"),
+        (view(state="done", outcome="killed", exit_code=0), "", False, "[1]   Killed                  sleep 3"),
+        (view(state="done", outcome="timed_out", exit_code=0), "", False, "[1]   Timed out               sleep 3"),
         (view(state="done", outcome="succeeded", exit_code=0), "+", False, "[1]+  Done                    sleep 3"),
     ],
 )

@@ -644,9 +644,12 @@ def test_the_state_folder_cannot_be_made(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("[limits\nrunning = 1", "cannot read {}: Expected ']' at the end of a table declaration"),
-        ("[limits]\nruning = 1", 'cannot use {}: [limits] has no key "runing"; there is running, queued'),
-        ('[limits]\nrunning = "many"', "cannot use {}: limits.running must be a whole number, not a text in quotes"),
-        ('[log]\nmax = "lots"', 'cannot use {}: log.max: "lots" is not a size such as 64M or 1G'),
+        ("[limits]\nruning = 1", 'cannot use {}, line 2: [limits] has no key "runing"; there is running, queued'),
+        (
+            '[limits]\nrunning = "many"',
+            "cannot use {}, line 2: limits.running must be a whole number, not a text in quotes",
+        ),
+        ('[log]\nmax = "lots"', 'cannot use {}, line 2: log.max: "lots" is not a size such as 64M or 1G'),
     ],
     ids=range(4),
 )
@@ -679,7 +682,7 @@ def test_two_daemons_at_once(lab: Lab) -> None:
         assert sorted(served) == [b"", b"ready\n"]
         (loser,) = [daemon for (daemon, _), word in zip(both, served, strict=True) if not word]
         (winner,) = [daemon for (daemon, _), word in zip(both, served, strict=True) if word]
-        assert loser.wait(PATIENCE) == 1
+        assert loser.wait(PATIENCE) == 3
         assert lab.status()["pid"] == winner.pid
         winner.send_signal(signal.SIGTERM)
         assert winner.wait(PATIENCE) == 0
@@ -710,14 +713,10 @@ def stranger() -> Iterator["subprocess.Popen[bytes]"]:
 def test_a_stale_record_whose_pid_is_a_strangers(lab: Lab, stranger: "subprocess.Popen[bytes]") -> None:
     """F32: the socket leads nowhere, the number belongs to somebody else by now."""
     os.makedirs(lab.state, 0o700)
-    dead = socket.socket(socket.AF_UNIX)
-    with dead:
-        dead.bind(f"{lab.state}/agentd.sock")
     was = dict(process.identity(stranger.pid) or {})
     was["start"] = int(was["start"]) - 1
     stale = {"pid": stranger.pid, "version": __version__, "socket": f"{lab.state}/agentd.sock", "identity": was}
     jobdir.write(lab.state, "daemon.json", stale)
-    os.unlink(f"{lab.state}/agentd.sock")
     ask_for_socket(lab.state)
     assert lab.status()["pid"] != stranger.pid
     assert lab.run("true")["outcome"] == "succeeded"

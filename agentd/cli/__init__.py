@@ -68,7 +68,8 @@ def explained(error: AgentdError, args: Sequence[str]) -> str:
     from agentd.cli.verbs import VERBS
 
     verb = next((word for word in args if word in VERBS), "this")
-    return f"agentd {verb} is not allowed inside a job; delegate, run, ps, jobs, logs, wait and inspect are"
+    own = "delegate, run, ps, jobs, logs, wait, inspect, result and diff"
+    return f"agentd {verb} is not allowed inside a job; {own} are"
 
 
 def dispatch(args: list[str]) -> int:
@@ -78,7 +79,7 @@ def dispatch(args: list[str]) -> int:
     from agentd.cli import verbs
 
     try:
-        with verbs.command_line().make_context("agentd", args) as context:
+        with verbs.command_line().make_context("agentd", verbs.spelled_out(args)) as context:
             code = context.command.invoke(context)
             return code if isinstance(code, int) else 0
     except typer.Exit as end:

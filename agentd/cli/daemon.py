@@ -1,4 +1,4 @@
-"""``agentd daemon start|stop|status``. Every verb starts the daemon by itself; these are for those who care."""
+"""``agentd daemon start|stop|restart|status``. Every verb starts the daemon by itself; these are for those who care."""
 
 import glob
 import os
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from agentd import paths
 from agentd.cli import options, render
 from agentd.client import Client, ConnectionLost
 from agentd.core.errors import Fault, NotNow
@@ -39,6 +40,15 @@ def stop(
         options.say("no daemon is running" if told is None else stop_sentence(kill_jobs, told["jobs"], told["killed"]))
 
 
+def restart(json: options.Json = False, quiet: options.Quiet = False, no_color: options.NoColor = False) -> None:
+    """Stop the daemon, if it runs, and start it anew, with the settings as they are now. Jobs go on."""
+    from agentd import config
+
+    config.load(paths.config_file())  # with settings that are wrong it would stop, and not start
+    stop_daemon(kill_jobs=False, handover=True)
+    start(json, quiet, no_color)
+
+
 def stop_sentence(kill_jobs: bool, jobs: int | None, killed: int | None) -> str:
     if jobs is None or killed is None:
         return "stopped; it went before it could say how many jobs there were"
@@ -48,8 +58,10 @@ def stop_sentence(kill_jobs: bool, jobs: int | None, killed: int | None) -> str:
     return "; ".join(["stopped", *(parts or ["no job was running"])])
 
 
-def stop_daemon(kill_jobs: bool) -> dict[str, int | None] | None:
-    """How many jobs go on and how many were killed, each None if that cannot be told; None if there was no daemon."""
+def stop_daemon(kill_jobs: bool, handover: bool = False) -> dict[str, int | None] | None:
+    """``handover``: to another that comes at once, so that whoever waits goes on waiting.
+
+    How many jobs go on and how many were killed, each None if that cannot be told; None if there was no daemon."""
     with Client(start=False) as client:
         client.start = kill_jobs and has_jobs(client.state_dir)  # without a daemon nobody could end them
         try:
@@ -63,7 +75,7 @@ def stop_daemon(kill_jobs: bool) -> dict[str, int | None] | None:
             return None
         try:
             try:
-                told = client.ask("daemon.stop", kill_jobs=kill_jobs)
+                told = client.ask("daemon.stop", kill_jobs=kill_jobs, handover=handover)
             except (ConnectionLost, NotNow):
                 told = {"jobs": None, "killed": None}  # it went before it could answer
             if not select.select([pidfd], [], [], PATIENCE_S)[0]:

@@ -1,5 +1,6 @@
 """``agentd delegate [TASK] [-- CMD…]``: the id alone on stdout, once the job is durable."""
 
+import re
 from typing import Annotated
 
 import typer
@@ -42,6 +43,7 @@ def delegate(
     if not argv and not task and name is None:  # a bad name is told first, by the daemon
         raise Usage("delegate what? Give a command after --, such as: agentd delegate -- make test", "no_command")
     check_place(base, with_changes, in_place)
+    check_task(task, timeout, idle_timeout)
     asked = options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max)
     with Client(owner=options.owner_name(owner)) as client:
         answer = client.delegate_answer(
@@ -55,6 +57,8 @@ def delegate(
             input=input,
             **asked,
         )
+    if base not in (None, "HEAD", "@", (answer["base_ref"] or "").removeprefix("refs/heads/")):
+        answer["base_ref"] = None  # the branch of the calling tree may stand elsewhere
     job, excluded = answer["job"], answer["excluded"]
     if json:
         return options.print_json({**job, "excluded": excluded})
@@ -65,6 +69,18 @@ def delegate(
         options.say(render.base_sentence(answer, with_changes))
     if excluded:
         options.say(render.excluded_sentence(job["id"], excluded))
+
+
+UNIT = re.compile(r"(?:[smhd]|secs?|seconds?|mins?|minutes?|hrs?|hours?|days?)", re.I)
+
+
+def check_task(task: str, *times: str | None) -> None:
+    """``--timeout 5 minutes``: half of a time is no task."""
+    given = next((text for text in times if text is not None), None)
+    if given is not None and UNIT.fullmatch(task):
+        right = f"{given}{task[0].lower()}" if given.isdigit() else given
+        what = f'is "{task}" the task? A time is one word, such as {right}'
+        raise Usage(f"{what}; leave {task} out, or say more of the task", "usage")
 
 
 def check_place(base: str | None, with_changes: bool, in_place: bool) -> None:

@@ -5,17 +5,16 @@ Each check is a function that answers with findings; the tuple at the end lists 
 
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from agentd import follow, process
+from agentd import follow, paths, process
 from agentd.cli import options, render
-from agentd.cli.daemon import ask_status, stop_daemon
+from agentd.cli.daemon import ask_status
 from agentd.client import Client
-from agentd.core.errors import EXIT_NO, NotNow
+from agentd.core.errors import EXIT_NO, Usage
 
 OK, WEAKER, WRONG = "ok", "weaker", "wrong"
 LOW_BYTES, LOW_INODES = 1 << 30, 10_000
@@ -41,6 +40,8 @@ def doctor(
     --rebuild: stop the daemon (jobs go on), put its store aside, and have a new one made from the files.
     """
     if rebuild:
+        from agentd.cli.rebuild import rebuild_store
+
         return rebuild_store(json, quiet)
     findings = examine(Client(start=False).state_dir)
     is_wrong = any(finding.level == WRONG for finding in findings)
@@ -223,6 +224,19 @@ def git_version(_: str) -> Iterator[Finding]:
         yield Finding("git", WEAKER, f"{said.strip()} is older than what was tried", "git 2.30 or newer")
 
 
+def settings(_: str) -> Iterator[Finding]:
+    from agentd import config
+
+    path = paths.config_file()
+    try:
+        config.load(path)
+    except Usage as error:
+        yield Finding("settings", WRONG, error.message, "mend it: until then no daemon starts")
+        return
+    is_there = bool(path) and os.path.exists(path)
+    yield Finding("settings", OK, f"{path} is in order" if is_there else "there is no settings file; none is needed")
+
+
 # --- the daemon, and what was left --------------------------------------------------------------------------
 
 
@@ -292,51 +306,8 @@ CHECKS: tuple[Callable[[str], Iterator[Finding]], ...] = (
     file_system,
     disk,
     git_version,
+    settings,
     daemon,
     unkept_attempts,
     stale_locks,
 )
-
-
-# --- a new store --------------------------------------------------------------------------------------------
-
-
-def rebuild_store(json: bool, quiet: bool) -> int:
-    # Between the daemon's end and the start of the next one no interrupt may leave the store half put aside.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    state_dir = Client(start=False).state_dir
-    if not os.path.isdir(state_dir):
-        os.makedirs(state_dir, 0o700)
-    stop_daemon(kill_jobs=False)
-    aside = put_store_aside(state_dir)
-    with Client() as client:
-        status = client.ask("daemon.status")
-    if json:
-        options.print_json({"epoch": status["epoch"], "put_aside": aside})
-    else:
-        print(status["epoch"])
-        if not quiet and aside:
-            options.say(f"epoch {status['epoch']} begins; the old store is {aside}")
-    return 0
-
-
-def put_store_aside(state_dir: str) -> str | None:
-    """Under the daemon's own lock, so that none starts meanwhile."""
-    import filelock
-
-    path = f"{state_dir}/agentd.db"
-    lock = filelock.FileLock(f"{state_dir}/daemon.lock", fallback_to_soft=False)
-    try:
-        lock.acquire(timeout=10)
-    except filelock.Timeout:
-        raise NotNow("cannot put the store aside: another daemon has started; try again", "daemon_running") from None
-    try:
-        if not os.path.exists(path):
-            return None
-        number = next(n for n in range(1, 1 << 20) if not os.path.exists(f"{path}.old-{n}"))
-        for suffix in ("-wal", "-shm", ""):
-            if os.path.exists(path + suffix):
-                os.rename(path + suffix, f"{path}.old-{number}{suffix}")
-        return f"{path}.old-{number}"
-    finally:
-        lock.release()

@@ -1,5 +1,6 @@
 """``agentd inspect JOB``: everything that is known about it."""
 
+import os
 import time
 from typing import Annotated
 
@@ -23,4 +24,5 @@ def inspect(
     elif quiet:
         print(document["job"]["id"])
     else:
-        print("\n".join(sheet.sheet(document, time.time())))
+        is_there = os.path.isdir(document["job"]["worktree"] or "")
+        print("\n".join(sheet.sheet(document, time.time(), is_there, options.width())))

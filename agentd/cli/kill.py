@@ -2,15 +2,19 @@
 
 import os
 import signal
+import threading
 from typing import Annotated
 
 import typer
 
 from agentd.cli import options, render
+from agentd.cli.several import Answers, ask_each, conclude
 from agentd.client import Client
 from agentd.core.errors import EXIT_NO, AgentdError, Refused, Usage
+from agentd.core.ladder import ladder
 
 GONE = ("unknown_job", "already_ended")
+SILENCE_S = 1.5
 ENDING = ("HUP", "INT", "QUIT", "TERM", "KILL", "ABRT")
 
 
@@ -37,52 +41,80 @@ def kill(
     seconds = options.seconds("--grace", grace)
     with Client() as client:
         seq = int(client.ask("daemon.status")["newest_seq"])  # what happens from here on is not missed
-        killed: list[render.View] = []
-        problems: list[AgentdError] = []
-        for ref in jobs:
-            try:
-                killed.append(client.kill([ref], name, seconds)[0])
-            except Refused as error:
-                if error.code not in GONE or not ignore_missing:
-                    problems.append(error)
+        answers = ask_each(jobs, lambda ref: client.kill([ref], name, seconds)[0])
+        if ignore_missing:
+            answers = {ref: one for ref, one in answers.items() if getattr(one, "code", "") not in GONE}
         if name is None or is_ending(name):
-            problems += see_off(client, seq, {job["id"]: job["attempt"] for job in killed if job["state"] != "done"})
-        views = [client.job(job["id"])["job"] for job in killed] if json else []
-    for problem in problems[:-1]:
-        options.say(render.one_line(problem.message))
-    if problems:
-        raise problems[-1]
-    if json:
-        options.print_json(views)
-    return 0
+            with Notice(ladder(name and short(name), seconds), is_silent=quiet or json) as notice:
+                see_off(client, seq, answers, notice)
+        if json:
+            answers |= {ref: client.job(one["id"])["job"] for ref, one in answers.items() if isinstance(one, dict)}
+    return conclude(answers, json)
 
 
-def see_off(client: Client, since: int, ids: dict[int, int]) -> list[AgentdError]:
-    """Wait for the end of these; what cannot be ended is told."""
-    problems: list[AgentdError] = []
-    if not ids:
-        return problems
-    for event in client.events(since=since):
-        if event["job"] not in ids or event["attempt"] != ids[event["job"]]:
+def see_off(client: Client, since: int, answers: Answers, notice: "Notice") -> None:
+    """Wait for the end of these; what cannot be ended is an answer."""
+    awaited = {
+        one["id"]: (ref, one["attempt"])
+        for ref, one in answers.items()
+        if isinstance(one, dict) and one["state"] != "done"
+    }
+    notice.ids = list(awaited)
+    for event in client.events(since=since) if awaited else ():
+        ref, attempt = awaited.get(event["job"], ("", 0))
+        if event["attempt"] != attempt:
             continue
-        if event["type"] == "job.completed":
-            del ids[event["job"]]
-        elif event["type"] == "job.unkillable":
-            id = event["job"]
-            names = "; ".join(
-                f"{p['pid']} {render.one_line(str(p['command']), 80)}" for p in event["data"]["processes"]
-            )
-            text = f"cannot end job {id}: these processes survive SIGKILL: {names}; it ends when they do"
-            problems.append(AgentdError(text, "unkillable", EXIT_NO))
-            del ids[id]
-        if not ids:
-            break
-    return problems
+        if event["type"] == "job.unkillable":
+            answers[ref] = unkillable(event)
+        if event["type"] in ("job.completed", "job.unkillable"):
+            del awaited[event["job"]]
+            notice.ids = list(awaited)
+        if not awaited:
+            return
+
+
+def unkillable(event: render.View) -> AgentdError:
+    found = event["data"]["processes"]
+    names = "; ".join(f"{p['pid']} {render.one_line(str(p['command']), 80)}" for p in found)
+    text = f"cannot end job {event['job']}: these processes survive SIGKILL: {names}; it ends when they do"
+    return AgentdError(text, "unkillable", EXIT_NO)
+
+
+class Notice:
+    """After a moment of silence: what is waited for, what follows, and how to have it at once."""
+
+    def __init__(self, rungs: tuple[tuple[str, float], ...], is_silent: bool) -> None:
+        self.ids: list[int] = []
+        self.rungs = [f"{name} in {int(at - SILENCE_S)} s" for name, at in rungs if at > SILENCE_S + 0.5]
+        self.timer = threading.Timer(SILENCE_S, self.tell)
+        self.timer.daemon = True
+        self.is_silent = is_silent or not self.rungs
+
+    def __enter__(self) -> "Notice":
+        if not self.is_silent:
+            self.timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.timer.cancel()
+
+    def tell(self) -> None:
+        ids = self.ids
+        if ids:
+            are = f"job {ids[0]} is" if len(ids) == 1 else f"jobs {', '.join(map(str, ids))} are"
+            first, *rest = self.rungs
+            follow = ", ".join([first.replace(" in ", " follows in "), *rest])
+            options.say(f"{are} still there; {follow}; at once: agentd kill -9 {' '.join(map(str, ids))}")
+
+
+def short(name: str) -> str:
+    """``KILL`` of ``kill``, ``SIGKILL`` or ``9``."""
+    word = name.upper().removeprefix("SIG")
+    return signal.Signals(int(word)).name[3:] if word.isascii() and word.isdigit() else word
 
 
 def is_ending(name: str) -> bool:
-    word = name.upper().removeprefix("SIG")
-    return word in ENDING or (word.isascii() and word.isdigit() and signal.Signals(int(word)).name[3:] in ENDING)
+    return short(name) in ENDING
 
 
 def list_signals(words: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import re
 import sys
 import time
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ def logs(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Its id, its name, or %n, %+, %-.")],
     is_following: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job ends.")] = False,
     tail: Annotated[str | None, typer.Option("-n", "--tail", metavar="N", help="The last N lines.")] = None,
-    since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="10m ago, or an ISO date.")] = None,
+    since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="10m (ago), or an ISO date.")] = None,
     timestamps: Annotated[bool, typer.Option("-t", "--timestamps", help="When each line came.")] = False,
     attempt: Annotated[str | None, typer.Option("--attempt", metavar="N", help="Of an earlier attempt.")] = None,
     stdout: Annotated[bool, typer.Option("--stdout", help="Only its standard output.")] = False,
@@ -103,13 +104,14 @@ def dropped_sentence(dropped: int, path: str) -> str:
 
 
 def moment(text: str) -> int:
-    """Nanoseconds since the epoch of ``10m`` (ago) or an ISO date and time (local, unless it says)."""
+    """Nanoseconds since the epoch of ``10m``, ``10m ago`` or an ISO date and time (local, unless it says)."""
     try:
         return int(datetime.fromisoformat(text).timestamp() * 1e9)
     except (ValueError, OverflowError):
         pass
     try:
-        return int((time.time() - (options.seconds("--since", text) or 0.0)) * 1e9)
+        span = re.sub(r"(?<=\S)\s+ago$", "", text.strip())
+        return int((time.time() - (options.seconds("--since", span) or 0.0)) * 1e9)
     except Usage:
         raise Usage(
             f'--since: a time such as 10m, or 2026-01-31T12:00, not "{render.one_line(text, 80)}"', "bad_time"

@@ -82,8 +82,7 @@ def tell_of_hidden(ended: int, is_any_shown: bool, mine: bool) -> None:
 
 
 def print_table(jobs: list[render.View], width: int | None, is_colored: bool) -> None:
-    now = time.time()
-    lines = render.table(render.PS_COLUMNS, [render.job_row(job, now) for job in jobs], width)
+    lines = render.job_table(jobs, time.time(), width)
     if is_colored:
         lines[0] = f"\x1b[1m{lines[0]}\x1b[0m"
     print_lines(lines)

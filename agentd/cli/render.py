@@ -54,6 +54,11 @@ def moment(text: str | None) -> float | None:
     return None if text is None else datetime.fromisoformat(text).timestamp()
 
 
+def local(text: str | None) -> str | None:
+    """``2026-01-31 12:00:01 CET``: the time of day where one is."""
+    return None if text is None else datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
 def span(seconds: float) -> str:
     """``7s``, ``3m04s``, ``2h05m``, ``4d03h``; never negative."""
     whole = max(0, int(seconds))
@@ -101,25 +106,66 @@ def running_time(job: View, now: float) -> str:
 
 # --- jobs ---------------------------------------------------------------------------------------------------
 
-PS_COLUMNS = ("ID", "NAME", "STATE", "AGENT", "TIME", "EXIT", "TASK")
+NARROW = 100
 
 
-def job_row(job: View, now: float) -> list[str]:
-    return [
-        str(job["id"]),
-        job["name"],
-        state_words(job),
-        one_line(job["agent"], 20),
-        running_time(job, now),
-        exit_word(job),
-        one_line(job["task"] or command_text(job["argv"])),
+def job_table(jobs: Sequence[View], now: float, width: int | None = None) -> list[str]:
+    """The columns AGENT and CHANGES are there only if they say something; in a narrow terminal TASK has some room."""
+    names = 20 if width is not None and width < NARROW else None
+    columns = {
+        "ID": [str(job["id"]) for job in jobs],
+        "NAME": [job["name"] if names is None else cut(job["name"], names) for job in jobs],
+        "STATE": [state_words(job) for job in jobs],
+        "AGENT": [one_line(job["agent"], 20) for job in jobs],
+        "TIME": [running_time(job, now) for job in jobs],
+        "EXIT": [exit_word(job) for job in jobs],
+        "CHANGES": [changes_word(job) for job in jobs],
+        "TASK": [one_line(job["task"] or command_text(job["argv"])) for job in jobs],
+    }
+    if set(columns["AGENT"]) <= {"command"}:
+        del columns["AGENT"]
+    if set(columns["CHANGES"]) <= {"-"}:
+        del columns["CHANGES"]
+    return table(list(columns), list(zip(*columns.values(), strict=True)), width)
+
+
+def changes_word(job: View) -> str:
+    """``+12 -3``: what there is to take home."""
+    stat = (job["result"] or {}).get("diffstat")
+    if not isinstance(stat, dict) or not stat["files"] or not job["worktree"]:
+        return "-"
+    return f"+{stat['insertions']} -{stat['deletions']}"
+
+
+def trash_table(trash: Sequence[View], days: int, width: int | None = None) -> list[str]:
+    columns = ("ID", "NAME", "STATE", "REMOVED", "KEPT UNTIL", "TASK")
+    rows = [
+        [
+            str(job["id"]),
+            job["name"],
+            state_words(job),
+            day_and_minute(moment(job["removed_at"]) or 0.0),
+            day_and_minute((moment(job["removed_at"]) or 0.0) + days * 86400),
+            one_line(job["task"] or command_text(job["argv"])),
+        ]
+        for job in trash
     ]
+    return table(columns, rows, width)
+
+
+def day_and_minute(at: float) -> str:
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M")
 
 
 def state_words(job: View) -> str:
     if job["state"] == "done":
-        return str(job["outcome"])
+        return f"{job['outcome']} (merged)" if is_merged(job) else str(job["outcome"])
     return f"{job['state']} ({one_line(job['waiting'], 60)})" if job["waiting"] else str(job["state"])
+
+
+def is_merged(job: View) -> bool:
+    """Is what this attempt did in a branch?"""
+    return bool(job["merged"]) and job["merged"]["attempt"] == job["attempt"]
 
 
 def exit_word(job: View) -> str:
@@ -164,6 +210,16 @@ def outcome_sentence(job: View) -> str | None:
     return None
 
 
+def swept_sentence(job: View) -> str | None:
+    """What a job that ended by itself left behind, and what became of it."""
+    swept = job["swept"]
+    if not swept or job["outcome"] not in ("succeeded", "failed"):
+        return None
+    names = ", ".join(one_line(str(p["command"]), 40) for p in swept[:3]) + (", …" if len(swept) > 3 else "")
+    were = "process it left behind was ended" if len(swept) == 1 else "processes it left behind were ended"
+    return f"job {job['id']} ({job['name']}): {len(swept)} {were}: {names}; --leave PATTERN keeps such"
+
+
 def quotes_hint(argv: Sequence[str]) -> str:
     """For who put a whole command between quotes."""
     if len(argv) != 1 or " " not in argv[0].strip():
@@ -172,7 +228,7 @@ def quotes_hint(argv: Sequence[str]) -> str:
 
 
 def base_sentence(answer: View, with_changes: bool) -> str:
-    """What a new job starts from: a commit of a branch, or a snapshot of the calling tree."""
+    """What a new job starts from: a commit, with the branch that stands there, or a snapshot of the calling tree."""
     job, branch = answer["job"], (answer["base_ref"] or "").removeprefix("refs/heads/")
     where = f" ({one_line(branch, 100)})" if branch else ""
     if answer["snapshot"]:
@@ -218,23 +274,28 @@ def bash_state(job: View) -> str:
     if job["signal"] is not None:
         words = {9: "Killed", 15: "Terminated", 1: "Hangup", 2: "Interrupt", 6: "Aborted", 11: "Segmentation fault"}
         return words.get(job["signal"], signal_word(job["signal"]))
-    if job["exit_code"] is None:
-        return str(job["outcome"]).capitalize()
+    if job["exit_code"] is None or job["outcome"] in ("killed", "timed_out", "limited"):
+        return str(job["outcome"]).replace("_", " ").capitalize()
     return "Done" if job["exit_code"] == 0 else f"Exit {job['exit_code']}"
 
 
 # --- events -------------------------------------------------------------------------------------------------
 
 
-def event_line(event: View) -> str:
-    """``17  12:00:01.123  job 7  job.completed  outcome=failed exit_code=3``"""
+FIRST = ("outcome", "exit_code", "signal", "reason")
+
+
+def event_line(event: View, width: int | None = None) -> str:
+    """``17  2026-01-31T12:00:01.123Z  job 7  job.completed  outcome=failed exit_code=3``. With a ``width`` it is cut
+    to it, and has the local time of day."""
     about = f"job {event['job']}" if event["job"] else "-"
     if event["job"] and (event["attempt"] or 1) > 1:
         about += f".{event['attempt']}"
-    facts = " ".join(
-        f"{key}={fact(value, key)}" for key, value in event["data"].items() if value not in (None, [], {}, "")
-    )
-    return f"{event['seq']:>6}  {event['at']}  {about:<8}  {event['type']:<18} {facts}".rstrip()
+    data = {key: event["data"][key] for key in FIRST if key in event["data"]} | event["data"]
+    facts = " ".join(f"{key}={fact(value, key)}" for key, value in data.items() if value not in (None, [], {}, ""))
+    at = event["at"] if width is None else datetime.fromisoformat(event["at"]).astimezone().strftime("%H:%M:%S")
+    line = f"{event['seq']:>6}  {at}  {about:<8}  {event['type']:<18} {facts}".rstrip()
+    return line if width is None else cut(line, width)
 
 
 def fact(value: Any, key: str = "") -> str:

@@ -1,25 +1,29 @@
-"""``agentd restart JOB``: a new attempt in the same worktree, from the same base, with the same environment."""
+"""``agentd restart JOB…``: a new attempt in the same worktree, from the same base, with the same environment."""
 
 from typing import Annotated
 
 import typer
 
-from agentd.cli import options
+from agentd.cli import options, render
+from agentd.cli.several import ask_each, conclude
 from agentd.client import Client
 
 
 def restart(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="Its id, its name, or %n, %+, %-.")],
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB…", help="Ids, names, %n, %+, %-.")],
     json: options.Json = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
-) -> None:
-    """Start an ended job again; prints its id. Gives a waiting job the secrets it needs."""
+) -> int:
+    """Start ended jobs again; prints their ids. Gives a waiting job the secrets it needs."""
     with Client() as client:
-        view = client.restart(job)
-    if json:
-        options.print_json(view)
-        return
-    print(view["id"], flush=True)
-    if not quiet:
-        options.say(f"job {view['id']} ({view['name']}): attempt {view['attempt']}")
+
+        def act(ref: str) -> render.View:
+            view = client.restart(ref)
+            if not json:
+                print(view["id"], flush=True)
+            if not json and not quiet:
+                options.say(f"job {view['id']} ({view['name']}): attempt {view['attempt']}")
+            return view
+
+        return conclude(ask_each(jobs, act), json)

@@ -5,35 +5,39 @@ from typing import Annotated
 import typer
 
 from agentd.cli import options, render
+from agentd.cli.several import ask_each, conclude
 from agentd.client import Client
-from agentd.core.errors import AgentdError, Refused
+from agentd.core.errors import Refused, Usage
 
 
 def rm(
-    jobs: Annotated[list[str], typer.Argument(metavar="JOB…", help="Ids, whole names, %n, %+, %-.")],
+    jobs: Annotated[list[str] | None, typer.Argument(metavar="JOB…", help="Ids, whole names, %n, %+, %-.")] = None,
+    done: Annotated[bool, typer.Option("--done", help="All of your own that have ended.")] = False,
+    all: Annotated[bool, typer.Option("-a", "--all", help="With --done: everybody's.")] = False,
     force: Annotated[bool, typer.Option("-f", "--force", help="End it first if it runs.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
-) -> None:
+) -> int:
     """Move ended jobs to the trash, with their worktrees; prints their ids."""
-    removed: list[render.View] = []
-    problems: list[AgentdError] = []
+    refs = list(jobs or [])
+    if all and not done:
+        raise Usage("--all goes with --done: it means all jobs that have ended", "usage")
+    if done and (refs or force):
+        raise Usage("--done takes all jobs that have ended, so it goes without JOB and --force", "usage")
+    if not refs and not done:
+        raise Usage("rm what? Name a job, such as: agentd rm 7, or use --done; agentd ps --all lists them", "usage")
     with Client() as client:
-        for ref in dict.fromkeys(jobs):
-            try:
-                removed.append(remove(client, ref, force))
-            except Refused as error:
-                problems.append(error)
-                continue
+        if done:
+            refs = [str(job["id"]) for job in client.jobs(all=True, mine=not all) if job["state"] == "done"]
+
+        def act(ref: str) -> render.View:
+            view = remove(client, ref, force)
             if not json:
-                print(removed[-1]["id"], flush=True)
-    for problem in problems[:-1]:
-        options.say(render.one_line(problem.message))
-    if problems:
-        raise problems[-1]
-    if json:
-        options.print_json(removed)
+                print(view["id"], flush=True)
+            return view
+
+        return conclude(ask_each(refs, act), json)
 
 
 def remove(client: Client, ref: str, force: bool) -> render.View:

@@ -140,9 +140,9 @@ class Foreground:
         except AgentdError:
             code = follow.code_of(self.path)  # no daemon can be had: the files say it too
             return EXIT_FAULT if code is None else code
-        sentence = render.outcome_sentence(job)
-        if sentence and not self.quiet and not (job["outcome"] == "killed" and self.interrupted_at > 0):
-            options.say(sentence)
+        if not self.quiet and not (job["outcome"] == "killed" and self.interrupted_at > 0):
+            for sentence in filter(None, (render.outcome_sentence(job), render.swept_sentence(job))):
+                options.say(sentence)
         return int(job["wait_code"])
 
 

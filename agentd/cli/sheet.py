@@ -8,6 +8,7 @@ from agentd.cli.render import (
     count,
     event_line,
     exit_word,
+    local,
     one_line,
     running_time,
     size,
@@ -19,40 +20,42 @@ WIDTH = 15
 SHOWN_EVENTS = 20
 
 
-def sheet(document: View, now: float) -> list[str]:
-    lines = [f"{f'{name}:' if name else '':<{WIDTH}}{one_line(text)}" for name, text in rows(document, now)]
+def sheet(document: View, now: float, is_there: bool = True, width: int | None = None) -> list[str]:
+    """``is_there``: whether the worktree's folder is. ``width``: a terminal's, for the events."""
+    lines = [f"{f'{name}:' if name else '':<{WIDTH}}{one_line(text)}" for name, text in rows(document, now, is_there)]
     if document["events"]:
-        lines += ["events:", *(event_line(event) for event in document["events"][-SHOWN_EVENTS:])]
+        lines += ["events:", *(event_line(event, width) for event in document["events"][-SHOWN_EVENTS:])]
     return lines
 
 
-def rows(document: View, now: float) -> Iterator[tuple[str, str]]:
+def rows(document: View, now: float, is_there: bool) -> Iterator[tuple[str, str]]:
     """Names and texts; a list has its name in its first row only."""
-    for name, value in entries(document, now):
+    for name, value in entries(document, now, is_there):
         texts = value if isinstance(value, list) else [] if value in (None, "") else [str(value)]
         yield from zip([name, *[""] * len(texts)], texts, strict=False)
 
 
-def entries(document: View, now: float) -> Iterator[tuple[str, object]]:
+def entries(document: View, now: float, is_there: bool) -> Iterator[tuple[str, object]]:
     job = document["job"]
     worktree = document["worktree"] or {}
     yield "job", f"{job['id']}  {job['name']}" + ("  (in the trash)" if job["removed"] else "")
     yield "state", state_words(job) + (f", exit {exit_word(job)}" if job["state"] == "done" else "")
     yield "reason", job["reason"]
     yield "result", result_lines(job["result"] or {})
+    yield "merged", merged_words(job["merged"])
     yield "task", job["task"]
     yield "command", command_text(job["argv"])
     yield "agent", job["agent"]
     yield "owner", f"{one_line(job['owner'])}  (%{job['number']})"
     yield "called from", job["cwd"]
-    yield "worktree", job["worktree"]
+    yield "worktree", worktree_lines(job, is_there)
     yield "branch", job["branch"]
     yield "base", job["base"]
     yield "not there", [str(name) for name in worktree.get("missing") or []]
     yield "parent", job["parent"]
-    yield "created", job["created_at"]
-    yield "started", job["started_at"]
-    yield "ended", job["ended_at"]
+    yield "created", local(job["created_at"])
+    yield "started", local(job["started_at"])
+    yield "ended", local(job["ended_at"])
     yield "time", running_time(job, now)
     yield "pid", job["pid"] if job["state"] != "done" else None
     yield "limits", limit_lines(document["spec"])
@@ -67,6 +70,31 @@ def entries(document: View, now: float) -> Iterator[tuple[str, object]]:
                 f"stdout {size(log['out'])}, stderr {size(log['err'])}",
             ],
         )
+
+
+def worktree_lines(job: View, is_there: bool) -> list[str]:
+    """Where it is; if it is gone, why, and where its content still is."""
+    if job["base"] is None:
+        return []  # it works in place
+    if job["worktree"] is None:
+        return ["removed, it ended equal to its base"]
+    if is_there or job["state"] != "done" or job["removed"]:
+        return [job["worktree"]]
+    return [f"{job['worktree']} is gone", *snapshot_lines(job)]
+
+
+def snapshot_lines(job: View) -> list[str]:
+    """How to get at what a job whose worktree is gone had made."""
+    if not (job["result"] or {}).get("snapshot"):
+        return ["no snapshot was taken of it"]
+    ref = f"refs/agentd/work/{job['id']}"
+    return [f"{ref} has its files, as they were at its end:", f"git -C {quoted(job['repo'])} diff {job['base']} {ref}"]
+
+
+def quoted(path: str) -> str:
+    import shlex
+
+    return shlex.quote(path)
 
 
 def result_lines(result: View) -> list[str]:
@@ -89,6 +117,14 @@ def change_lines(result: View) -> list[str]:
 
 def changed_path(path: str, added: int | None, deleted: int | None) -> str:
     return f"{path}  " + ("binary" if added is None else f"+{added} -{deleted}")
+
+
+def merged_words(merged: View | None) -> str:
+    if merged is None:
+        return ""
+    if merged["from"] == merged["to"]:
+        return f"it was in {merged['into']} already, at {merged['to'][:10]}"
+    return f"into {merged['into']}, from {merged['from'][:10]} to {merged['to'][:10]}, {merged['at']}"
 
 
 def limit_lines(spec: View) -> list[str]:

@@ -1,38 +1,56 @@
-"""``agentd undo [ID]``: out of the trash."""
+"""``agentd undo [JOB…]``: out of the trash."""
 
-import time
 from typing import Annotated
 
 import typer
 
 from agentd.cli import options, render
+from agentd.cli.several import ask_each, conclude
 from agentd.client import Client
-from agentd.core.errors import Usage
+from agentd.core.errors import Refused
 
 
 def undo(
-    job: Annotated[str | None, typer.Argument(metavar="[ID]", help="The job's id; without it: list the trash.")] = None,
+    jobs: Annotated[
+        list[str] | None, typer.Argument(metavar="JOB…", help="Ids or names; without any: list the trash.")
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
-) -> None:
-    """Put a removed job back, with its worktree and its changes; alone: list the trash."""
-    if job is not None and not (job.isascii() and job.isdigit() and len(job) < 16):
-        what = f'"{render.one_line(job, 80)}" is no id, and in the trash a name may be of several'
-        raise Usage(f"{what}; agentd undo lists the ids", "bad_id")
+) -> int:
+    """Put removed jobs back, with their worktrees and changes; alone: list the trash."""
     with Client() as client:
-        if job is None:
-            trash = list(client.ask("jobs.undo", owner=client.owner)["trash"])
-        else:
-            view = client.undo(int(job))
-    if job is not None:
-        return options.print_json(view) if json else print(view["id"])
+        if not jobs:
+            return show(client.ask("jobs.undo", owner=client.owner), json, quiet)
+
+        def act(ref: str) -> render.View:
+            view = client.undo(id_of(client, ref))
+            if not json:
+                print(view["id"], flush=True)
+            return view
+
+        return conclude(ask_each(jobs, act), json)
+
+
+def id_of(client: Client, ref: str) -> int:
+    """Several jobs in the trash may have had the same name."""
+    if ref.isascii() and ref.isdigit() and len(ref) < 16:
+        return int(ref)
+    ids = [int(job["id"]) for job in client.ask("jobs.undo", owner=client.owner)["trash"] if job["name"] == ref]
+    if not ids:
+        raise Refused(f'no job "{render.one_line(ref, 80)}" is in the trash; agentd undo lists it', "unknown_job")
+    if len(ids) > 1:
+        which = f"agentd undo {ids[-1]} takes the newest"
+        raise Refused(f'"{ref}" is {len(ids)} jobs in the trash: {", ".join(map(str, ids))}; {which}', "ambiguous")
+    return ids[0]
+
+
+def show(answer: render.View, json: bool, quiet: bool) -> int:
+    trash = answer["trash"]
     if json:
-        return options.print_json(trash)
-    now = time.time()
-    if quiet:
-        lines = [str(one["id"]) for one in trash]
+        options.print_json(trash)
+    elif quiet:
+        print("".join(f"{one['id']}\n" for one in trash), end="")
     else:
-        lines = render.table(render.PS_COLUMNS, [render.job_row(one, now) for one in trash], options.width())
-    if lines:
-        print("\n".join(lines))
+        print("\n".join(render.trash_table(trash, answer["days"], options.width())))
+    return 0

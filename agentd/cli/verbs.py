@@ -24,16 +24,21 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "kill": ("agentd.cli.kill", "kill", "End jobs with all their processes, or send a signal."),
     "send": ("agentd.cli.send", "send", "Send text to a job's standard input."),
     "inspect": ("agentd.cli.inspect", "inspect", "Show everything about a job."),
+    "path": ("agentd.cli.path", "path", "Print the path of a job's worktree."),
     "events": ("agentd.cli.events", "events", "Show what has happened; -f: as it happens."),
-    "restart": ("agentd.cli.restart", "restart", "Start an ended job again, in the same place."),
+    "result": ("agentd.cli.result", "result", "Show what came of a job: facts that agentd saw itself."),
+    "diff": ("agentd.cli.diff", "diff", "Show what a job changed, also while it runs."),
+    "merge": ("agentd.cli.merge", "merge", "Bring a job's work home, into a branch."),
+    "restart": ("agentd.cli.restart", "restart", "Start ended jobs again, in the same place."),
     "rm": ("agentd.cli.rm", "rm", "Move ended jobs to the trash."),
-    "undo": ("agentd.cli.undo", "undo", "Take a job out of the trash; alone: list the trash."),
-    "daemon": ("agentd.cli.daemon", "", "Start, stop or look at the daemon."),
+    "undo": ("agentd.cli.undo", "undo", "Take jobs out of the trash; alone: list the trash."),
+    "daemon": ("agentd.cli.daemon", "", "Start, stop, restart or look at the daemon."),
     "doctor": ("agentd.cli.doctor", "doctor", "Say what is weaker or wrong on this system, and what to do."),
 }
 DAEMON_VERBS: dict[str, tuple[str, str, str]] = {
     "start": ("agentd.cli.daemon", "start", "Start the daemon, if it is not running."),
     "stop": ("agentd.cli.daemon", "stop", "Stop the daemon; jobs go on unless --kill-jobs."),
+    "restart": ("agentd.cli.daemon", "restart", "Stop it and start it anew; jobs go on."),
     "status": ("agentd.cli.daemon", "status", "Is it running? 0: yes, 3: no."),
     "doctor": ("agentd.cli.doctor", "doctor", "The same as agentd doctor."),
 }
@@ -48,8 +53,6 @@ ELSEWHERE = {
     **dict.fromkeys(("show", "info", "describe"), "inspect"),
     **dict.fromkeys(("remove", "delete", "prune", "drop"), "rm"),
     **dict.fromkeys(("trash", "restore"), "undo"),
-    "help": "--help",
-    "version": "--version",
 }
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
@@ -89,11 +92,28 @@ class LazyGroup(TyperGroup):
 
 
 class PlainCommand(TyperCommand):
-    """All commands but those below."""
+    """All commands but those below. Its help speaks of words, not of Python's types."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [usage_word(piece) for piece in super().collect_usage_pieces(ctx)]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        formatter.buffer = [re.sub(r" <(?:list\[)?str\]?>", "", text) for text in formatter.buffer]
 
 
-class AfterDashes(TyperCommand):
+def usage_word(piece: str) -> str:
+    """``[[TASK]]``, ``[JOB…]...`` and ``{JOB…}...`` as one would write them."""
+    word = piece.removesuffix("...")
+    inner = word.strip("[]{}")
+    return f"[{inner}]" if word.startswith("[") else inner
+
+
+class AfterDashes(PlainCommand):
     """What follows ``--`` is the command, whatever it looks like: it is in ``ctx.meta["command"]``, if given."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [*(piece for piece in super().collect_usage_pieces(ctx) if piece != "[more]"), "[-- CMD…]"]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--" in args:
@@ -107,7 +127,7 @@ SIGNAL = re.compile(r"-([0-9]+|[A-Z][A-Z0-9]+)")
 TAKES_VALUE = ("-s", "--signal", "--grace")
 
 
-class SignalCommand(TyperCommand):
+class SignalCommand(PlainCommand):
     """``-9``, ``-KILL`` and ``-SIGKILL`` are signals, as kill(1) has it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -157,13 +177,23 @@ def show_version(is_asked: bool) -> None:
 
 def top(
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("-V", "--version", callback=show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Hand a task to a background job, have the prompt back at once, be told when it ends.
 
     agentd VERB --help tells about a verb; agentd(1) is the manual.
     """
+
+
+def spelled_out(args: Sequence[str]) -> list[str]:
+    """``help [VERB]`` and ``version`` are options elsewhere."""
+    match list(args):
+        case ["help", *verb]:
+            return [*verb, "--help"]
+        case ["version"]:
+            return ["--version"]
+    return list(args)
 
 
 # --- for the door -------------------------------------------------------------------------------------------

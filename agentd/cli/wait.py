@@ -15,6 +15,7 @@ def wait(
     jobs: Annotated[list[str] | None, typer.Argument(metavar="JOB…", help="Ids, names, %n, %+, %-.")] = None,
     any: Annotated[bool, typer.Option("-n", "--any", help="Until the first one has; without JOB: of all.")] = False,
     all: Annotated[bool, typer.Option("-a", "--all", help="For all jobs that have not ended.")] = False,
+    mine: Annotated[bool, typer.Option("--mine", help="Without JOB: for your own only.")] = False,
     timeout: Annotated[str | None, typer.Option("--timeout", metavar="TIME", help="Give up after it: 124.")] = None,
     until: Annotated[str, typer.Option("--for", metavar="STATE", help="Until they are in this state.")] = "done",
     fail_any: Annotated[bool, typer.Option("--fail-any", help="Exit as the first one that failed.")] = False,
@@ -25,21 +26,25 @@ def wait(
 ) -> int:
     """Wait for jobs. Exits as the job did; of several, as the last one named.
 
+    Without JOB: for those that have not ended when it begins, of everybody, or with --mine your own.
+
     124: the time is over; 127: there is no such job; 125: how it ended is not known.
     """
     refs: list[Any] = list(jobs or [])
     if refs and all:
         raise Usage("--all goes without JOB: it waits for all jobs; leave one of them out", "usage")
-    if not refs and not all and not any:
-        raise Usage("wait for what? Name a job, such as: agentd wait 7, or use --all or --any", "usage")
+    if refs and mine:
+        raise Usage("--mine goes without JOB: it waits for all of your own jobs; leave one of them out", "usage")
+    if not refs and not all and not any and not mine:
+        raise Usage("wait for what? Name a job, such as: agentd wait 7, or use --mine, --all or --any", "usage")
     seconds = options.seconds("--timeout", timeout)
     with Client() as client:
         if not refs:
-            refs = [job["id"] for job in client.jobs()]
+            refs = [job["id"] for job in client.jobs(mine=mine)]
             own = own_job()
             refs = [id for id in refs if id != own]
             if not refs:
-                return nothing(any, json)
+                return nothing(any, mine, json)
         answer = ask(client, refs, any, until, seconds)
     found = answer["jobs"]
     if answer["timed_out"]:
@@ -76,9 +81,9 @@ def own_job() -> int | None:
     return int(word) if word.isascii() and word.isdigit() else None
 
 
-def nothing(any: bool, json: bool) -> int:
+def nothing(any: bool, mine: bool, json: bool) -> int:
     if any:
-        raise Refused("there is no job to wait for", "nothing", EXIT_NOT_FOUND)
+        raise Refused(f"there is no job{' of yours' * mine} to wait for", "nothing", EXIT_NOT_FOUND)
     if json:
         options.print_json([])
     return 0
@@ -107,6 +112,6 @@ def tell(job: render.View, until: str) -> None:
         if not has_been(job, until):
             options.say(f"job {job['id']} ({job['name']}) has ended without being {until}")
         return
-    sentence = render.outcome_sentence(job)
-    if sentence:
-        options.say(sentence)
+    for sentence in (render.outcome_sentence(job), render.swept_sentence(job)):
+        if sentence:
+            options.say(sentence)

@@ -98,7 +98,7 @@ class Feed:
 
     async def ack(self, name: str, seq: int) -> Subscriber:
         """Remember that ``name`` has dealt with everything up to ``seq``; durable when this returns."""
-        if seq > self.newest:
+        if not 0 <= seq <= self.newest:
             raise Refused(f"cannot acknowledge {seq}: the newest event is {self.newest}", "no_such_event")
         known = await self.subscriber(name, since=seq)
         if seq > known.acked:
@@ -112,9 +112,14 @@ class Feed:
 
     async def retire_unused(self) -> None:
         for one in [s for s in self.subscribers.values() if time.time() - s.used > UNUSED_S]:
-            notice = Notice("subscriber.retired", {"name": one.name, "acked": one.acked})
-            await self.engine.commit(Change(time.time(), notices=(notice,), drop_subscriber=one.name, must=True))
-            del self.subscribers[one.name]
+            await self.retire(one.name)
+
+    async def retire(self, name: str) -> Subscriber:
+        """Used again, the name is a new reader."""
+        gone = self.subscribers.pop(name)  # before the commit: an ack meanwhile is of the new one, committed later
+        notice = Notice("subscriber.retired", {"name": name, "acked": gone.acked})
+        await self.engine.commit(Change(time.time(), notices=(notice,), drop_subscriber=name, must=True))
+        return gone
 
     async def forget_old(self, days: int) -> None:
         """Of events older than that, those which every named reader has acknowledged."""
