@@ -6,7 +6,10 @@ from pathlib import Path
 
 from agentd.git import worktree
 from agentd.git.repository import settle
+from agentd.git.snapshot import Words
 from agentd.git.worktree import Plan
+
+WORDS = Words("mend it\n\nAgentd-Job: 7\n", "fix", "job-7@agentd.invalid", 1_700_000_000.0)
 
 
 def run(cwd: str | Path, *args: str, env: dict[str, str] | None = None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from gitrepo import make, make_repo, plan_for, write
+from gitrepo import WORDS, make, make_repo, plan_for, write
 
 from agentd import config, files, jobdir
 from agentd.core.errors import AgentdError, Refused, Usage
@@ -129,7 +129,7 @@ def test_a_pipe_is_work_and_blocks_nothing(plan: Plan, tmp_path: Path, where: st
     path.unlink(missing_ok=True)
     pipe(path)
     assert in_time(lambda: worktree.remove_unchanged(plan, admin, {})) == f"{where} is new or changed"
-    in_time(lambda: snapshot_job(plan, admin))
+    in_time(lambda: snapshot_job(plan, admin, WORDS))
     entry = in_time(lambda: worktree.to_trash(plan, admin, str(tmp_path / "trash"), {})).entry
     in_time(lambda: worktree.restore(entry))
     assert path.is_fifo()
@@ -143,7 +143,7 @@ def test_git_is_not_led_to_a_pipe_in_the_tree(plan: Plan, name: str, put: Callab
     put(Path(plan.path, name))
     assert in_time(lambda: worktree.remove_unchanged(plan, admin, {})) is not None
     with pytest.raises(Refused, match=r"cannot run git there: .*\.git.* is a .*, not a file; remove it"):
-        in_time(lambda: snapshot_job(plan, admin))
+        in_time(lambda: snapshot_job(plan, admin, WORDS))
 
 
 @pytest.mark.parametrize("name", ["config", "config.worktree", "info/exclude", "packed-refs", "HEAD"])
@@ -152,7 +152,7 @@ def test_git_is_not_led_to_a_pipe_in_the_repository(plan: Plan, name: str) -> No
     Path(plan.repo.common, name).unlink(missing_ok=True)
     pipe(Path(plan.repo.common, name))
     assert in_time(lambda: worktree.remove_unchanged(plan, admin, {})) is not None
-    for call in (lambda: fingerprint.fingerprint(plan.repo.common), lambda: snapshot_job(plan, admin)):
+    for call in (lambda: fingerprint.fingerprint(plan.repo.common), lambda: snapshot_job(plan, admin, WORDS)):
         with pytest.raises(AgentdError, match="is a named pipe, not a file; remove it"):
             in_time(call)  # type: ignore[arg-type]
 
@@ -183,7 +183,7 @@ def test_a_git_folder_with_a_pipe_is_kept(plan: Plan, name: str, put: Callable[[
     put(path)
     assert in_time(lambda: worktree.remove_unchanged(plan, admin, {})) is not None
     with pytest.raises((AgentdError, OSError)):
-        in_time(lambda: snapshot_job(plan, admin))
+        in_time(lambda: snapshot_job(plan, admin, WORDS))
     assert os.path.isfile(f"{plan.path}/src/f0.txt")
 
 

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from gitrepo import assert_nothing_left, everything_below, make, make_repo, plan_for, run
+from gitrepo import WORDS, assert_nothing_left, everything_below, make, make_repo, plan_for, run
 
 from agentd.git import worktree
 from agentd.git.snapshot import repositories_inside, snapshot_job
@@ -62,7 +62,7 @@ def test_it_is_kept_and_comes_back_whole(deed: str, plan: Plan, library: str, tm
     before = everything_below(plan.path)
     assert not worktree.is_unchanged(plan, admin, {})
     assert worktree.remove_unchanged(plan, admin, {}) is not None
-    snapshot_job(plan, admin)
+    snapshot_job(plan, admin, WORDS)
     assert everything_below(plan.path) == before
     worktree.restore(worktree.to_trash(plan, admin, str(tmp_path / "trash"), {}).entry)
     assert everything_below(plan.path) == before
@@ -82,7 +82,7 @@ def test_the_snapshot_says_which_it_leaves_out(plan: Plan, library: str) -> None
     assert repositories_inside(tree_of(plan, admin)) == []
     sh(plan.path, f"{CLONE}; git init -q other; echo new > new.txt", LIBRARY=library)
     assert repositories_inside(tree_of(plan, admin)) == ["other", "sub"]
-    made = snapshot_job(plan, admin)
+    made = snapshot_job(plan, admin, WORDS)
     assert made is not None
     assert run(plan.repo.common, "diff-tree", "-r", "--name-only", plan.base, made) == "new.txt"
 
@@ -94,7 +94,7 @@ def test_a_filter_that_a_job_plants_in_a_submodule_does_not_run(plan: Plan, libr
     sh(plan.path, f"{CLONE}; cd sub; {evil}; echo longer than before > src/f0.txt", LIBRARY=library)
     (tmp_path / "ran").unlink(missing_ok=True)
     assert not worktree.is_unchanged(plan, admin, {})
-    snapshot_job(plan, admin)
+    snapshot_job(plan, admin, WORDS)
     worktree.restore(worktree.to_trash(plan, admin, str(tmp_path / "trash"), {}).entry)
     assert not (tmp_path / "ran").exists()
     run(plan.path, "status")

@@ -4,14 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
-from gitrepo import make, make_repo, plan_for, run, write
+from gitrepo import WORDS, make, make_repo, plan_for, run, write
 
 from agentd.core.errors import Refused
 from agentd.git.repository import Repo, settle
-from agentd.git.snapshot import Dirt, Words, diffstat, dirt, snapshot_calling_tree, snapshot_job
+from agentd.git.snapshot import Dirt, diffstat, dirt, snapshot_calling_tree, snapshot_job
 from agentd.git.worktree import Plan
-
-WORDS = Words("mend it\n\nAgentd-Job: 7\n", "fix", "job-7@agentd.invalid", 1_700_000_000.0)
 
 
 @pytest.fixture
