@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import select
+import signal
 import socket
 import sys
 import time
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from agentd import __version__, jobdir, paths
-from agentd.core.errors import AgentdError, Fault, NotNow, Refused, Usage
+from agentd.core.errors import EXIT_ANOTHER, EXIT_NOT_NOW, AgentdError, Fault, NotNow, Refused, Usage
 
 PROTOCOL = 1
 MAX_MESSAGE = 1 << 20  # as in protocol.py, which takes long to import
@@ -173,6 +174,24 @@ class Client:
 
     def restart(self, ref: Ref) -> Job:
         return dict(self.ask("jobs.restart", job=ref, owner=self.owner, environment=dict(os.environ))["job"])
+
+    def merge(self, ref: Ref, into: str | None = None, force: bool = False) -> dict[str, Any]:
+        """Bring a job's work into ``into``, or into the branch that the current folder's tree has checked out."""
+        here = {"cwd": os.getcwd(), "umask": current_umask()}
+        return self.ask("jobs.merge", job=ref, owner=self.owner, into=into, force=force, **here)
+
+    def diff(self, ref: Ref, form: str = "patch", binary: bool = False) -> Iterator[str]:
+        """What a job changed so far, piece by piece; text that is no UTF-8 as ``surrogateescape`` has it."""
+        work, offset = None, 0
+        while offset is not None:
+            answer = self.ask(
+                "jobs.diff", job=ref, owner=self.owner, form=form, binary=binary, work=work, offset=offset
+            )
+            work, offset = answer["work"], answer["next"]
+            yield answer["text"]
+
+    def result(self, ref: Ref) -> dict[str, Any]:
+        return dict(self.ask("jobs.result", job=ref, owner=self.owner)["result"])
 
     def remove(self, ref: Ref) -> Job:
         return dict(self.ask("jobs.remove", job=ref, owner=self.owner)["job"])
@@ -408,13 +427,21 @@ def start_daemon(state_dir: str) -> bool:
     finally:
         os.close(ready)
     code = child.wait()
-    if (code == 1 and jobdir.read(state_dir, "daemon.json") is None) or code not in (0, 1):
+    if code not in (0, EXIT_ANOTHER, -signal.SIGKILL):
         with open(f"{state_dir}/daemon.log", errors="replace") as file:
             file.seek(said_before)
             said = file.read().strip().splitlines()
+        if is_full(state_dir):
+            raise NotNow(f"cannot start the daemon: the disk under {state_dir} is full; free some space", "disk_full")
         if said:
-            raise Refused(f"cannot start the daemon: {said[-1].partition(': ')[2] or said[-1]}", "daemon_failed")
+            kind = NotNow if code == EXIT_NOT_NOW else Refused
+            raise kind(f"cannot start the daemon: {said[-1].partition(': ')[2] or said[-1]}", "daemon_failed")
     return False
+
+
+def is_full(path: str) -> bool:
+    free = os.statvfs(path)
+    return free.f_bavail * free.f_frsize < 1 << 16 or (free.f_files > 0 and free.f_favail == 0)
 
 
 def ask_zygote_for_daemon(state_dir: str) -> None:

@@ -1,7 +1,8 @@
 """The files of one attempt: the truth about what it was, what ran, how it ended, and every byte it wrote.
 
 A record is there whole or not at all: written aside, fsynced, renamed, and the folder fsynced. The three
-records that end an attempt are *preallocated* when it starts, so that they can be written on a full disk.
+records that end an attempt, and the order to end it, are *preallocated* when it starts, so that they can be written on
+a full disk.
 
 ==================  ========================  ============================================================
 file                written by                holds
@@ -23,6 +24,7 @@ keeper.sock         keeper                    orders and followers
 
 import errno
 import json
+import mmap
 import os
 import re
 import socket
@@ -32,7 +34,7 @@ from typing import Any, NamedTuple
 
 Record = dict[str, Any]
 STREAMS = ("out", "err")
-PREALLOCATED = {"noexec": 2048, "exit": 2048, "end": 65536}
+PREALLOCATED = {"kill": 4096, "noexec": 2048, "exit": 2048, "end": 65536}
 INDEX_RECORD = struct.Struct("<QQB7x")  # wall clock in ns, logical end offset, stream
 
 
@@ -86,18 +88,64 @@ def write_final(path: str, name: str, record: Record) -> None:
     room = f"{path}/.{kind}.room"
     data = json.dumps(record, ensure_ascii=True).encode() + b"\n"
     try:
-        fd = os.open(room, os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(room, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return write(path, name, record)
     try:
         padded = data.ljust(PREALLOCATED[kind])
-        write_all(fd, padded)
-        os.ftruncate(fd, len(padded))  # a longer one may have been begun here
+        _fill(fd, padded)
+        if os.fstat(fd).st_size != len(padded):
+            os.ftruncate(fd, len(padded))  # a longer one may have been begun here
         os.fsync(fd)
     finally:
         os.close(fd)
     os.rename(room, f"{path}/{name}")
     sync_folder(path)
+
+
+def write_order(path: str, record: Record) -> None:
+    """kill.json, durable. On a full disk into the room that was made for it, or over an order that stands there."""
+    try:
+        return write(path, "kill.json", record)
+    except OSError as error:
+        if not is_full(error):
+            raise
+    if os.path.exists(f"{path}/.kill.room"):
+        write_over(f"{path}/.kill.room", record)
+        os.rename(f"{path}/.kill.room", f"{path}/kill.json")
+        return sync_folder(path)
+    write_over(f"{path}/kill.json", record)
+
+
+def write_over(path: str, record: Record) -> None:
+    """Into the blocks that a file has: for a full disk. Who reads it meanwhile may find no record."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _fill(fd, json.dumps(record, ensure_ascii=True).encode().ljust(os.fstat(fd).st_size))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _fill(fd: int, data: bytes) -> None:
+    """Write into room that is there. What RLIMIT_FSIZE forbids to write can still be mapped."""
+    try:
+        write_all(fd, data)
+    except OSError as error:
+        if error.errno != errno.EFBIG or os.fstat(fd).st_size < len(data):
+            raise
+        with mmap.mmap(fd, len(data)) as room:
+            room[:] = data
+            room.flush()
+
+
+def bare_spec(path: str) -> Record:
+    """What can be told of an attempt whose spec.json somebody has removed: enough to see it to its end."""
+    home, attempt = os.path.split(path)
+    jobs, job = os.path.split(home)
+    agent = read(path, "agent.json") or {}
+    nonce = agent.get("nonce", "")
+    return {"job": int(job), "attempt": int(attempt), "nonce": nonce, "state_dir": os.path.dirname(jobs)}
 
 
 def noexec(path: str, agent: Record) -> Record | None:

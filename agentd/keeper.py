@@ -57,9 +57,7 @@ def keep(path: str, fds: dict[str, int], escrow: socket.socket | None) -> int:
     life = os.open(f"{path}/life.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not process.take_byte(life, 0):
         return HELD
-    spec = jobdir.read(path, "spec.json")
-    if spec is None:
-        return OVER
+    spec = jobdir.read(path, "spec.json") or jobdir.bare_spec(path)
     keeper = Keeper(path, spec, fds, escrow)
     end = jobdir.read(path, "end.json")
     if end is None:
@@ -85,6 +83,7 @@ class Keeper:
 
         self.agent: Record = {}
         self.is_parent = False
+        self.has_given_up = False
         self.leader_pidfd: int | None = None
         self.exit: Record | None = None
         self.order: Record | None = None  # the ladder being climbed
@@ -181,6 +180,8 @@ class Keeper:
         self.order = jobdir.read(self.path, "kill.json")
         if self.order is not None:
             return self.finish_unstarted(0, "killed before it started")
+        if "argv" not in self.spec:
+            return self.finish_unstarted(errno.EIO, "its spec.json is gone")
         cgroup = self.spec.get("cgroup")
         unset = [name for name in ("memory", "processes") if self.spec.get(name)]
         if cgroup:
@@ -236,7 +237,10 @@ class Keeper:
             return
         self.set_timers()
         self.nudge("leader", self.leader_pidfd)
-        os.write(go_write, b"g")
+        try:
+            os.write(go_write, b"g")
+        except BrokenPipeError:
+            self.has_given_up = True  # the fork could not even be set up
         os.close(go_write)
         self.watch(exec_read, lambda _: self.on_executed(exec_read), select.POLLIN | select.POLLHUP)
 
@@ -325,15 +329,16 @@ class Keeper:
         """Our own decision to end the agent: written down first, so that an adopter goes on with it."""
         order = {"rungs": LADDER, "at": process.boottime(), **order}
         try:
-            jobdir.write(self.path, "kill.json", order)
+            jobdir.write_order(self.path, order)
         except OSError as error:
             if not jobdir.is_full(error):
                 raise
         self.take_order(order)
         self.nudge("stopping")
 
-    def read_order(self) -> None:
-        order = jobdir.read(self.path, "kill.json")
+    def read_order(self, said: object = None) -> None:
+        """``said``: the order itself, for the case that it could not be written."""
+        order = jobdir.read(self.path, "kill.json") or (said if isinstance(said, dict) else None)
         if order is not None:
             self.take_order(order)
 
@@ -474,6 +479,8 @@ class Keeper:
 
     def on_leader_ended(self, seen: os.waitid_result) -> None:
         noexec = jobdir.noexec(self.path, self.agent)
+        if noexec is None and self.has_given_up:
+            noexec = {"errno": errno.EIO, "error": "cannot set up its process"}
         if noexec is not None:
             os.waitid(os.P_PID, seen.si_pid, os.WEXITED)
             return self.finish_unstarted(noexec["errno"] or 0, noexec["error"])
@@ -825,11 +832,11 @@ class Keeper:
             try:
                 request = json.loads(line)
                 self.obey(fd, request)
-            except (ValueError, KeyError, TypeError):
+            except Exception:  # whatever it says, it cannot end us
                 self.answer(fd, {"error": "not understood"})
 
     def obey(self, fd: int, request: Record) -> None:
-        """``{"follow": [out, err]}``, ``{"order": true}`` (kill.json is new), ``{"signal": name}``,
+        """``{"follow": [out, err]}``, ``{"order": order}`` (kill.json is new), ``{"signal": name}``,
         ``{"input": true}`` (stdin has grown)."""
         if "follow" in request:
             out, err = request["follow"]
@@ -837,7 +844,7 @@ class Keeper:
             self.tell_followers()
         elif "order" in request:
             self.answer(fd, {"ok": True})
-            self.read_order()
+            self.read_order(request["order"])
         elif "signal" in request:
             self.answer(fd, {"ok": self.signal_leader(str(request["signal"]))})
         elif "input" in request:
@@ -1072,10 +1079,11 @@ def become_agent(path: str, spec: Record, fds: dict[str, int], life: int, go: in
         environment["PWD"] = spec["cwd"]
         what = f"run {spec['argv'][0]}"
         execute(spec["argv"], environment)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         missing_folder = what.startswith("enter")
         number = getattr(error, "errno", None) or errno.EINVAL
-        text = f"cannot {what}: {os.strerror(number)}"
+        text = f"cannot {what}: {os.strerror(number) if isinstance(error, OSError) else error}"
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # its caller's limit on files may be too small for the note
         jobdir.write_final(path, note, {"errno": number, "error": text, "folder": missing_folder})
     os._exit(125)
 

@@ -413,6 +413,15 @@ def cgroup_remove(path: str) -> None:
             return
 
 
+def cgroup_end(path: str, patience: float = 5.0) -> None:
+    """Kill all that is in a group, and remove it as soon as they are gone. Blocks."""
+    deadline = time.monotonic() + patience
+    while os.path.isdir(path) and time.monotonic() < deadline:
+        cgroup_kill(path)
+        cgroup_remove(path)
+        time.sleep(0.005)
+
+
 def oom_kills(path: str) -> int:
     """How many processes of a group the kernel killed for memory; 0 where it does not say."""
     try:

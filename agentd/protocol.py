@@ -6,7 +6,7 @@ struct; :data:`METHODS` lists them all, and which of them a job's own narrow soc
 
 import json
 import math
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import msgspec
 
@@ -127,6 +127,35 @@ class Restart(Params, frozen=True):
     """The caller's, from which secrets the job needs are taken."""
 
 
+class Merge(Params, frozen=True):
+    """``cwd``: absolute, from where it is asked; ``into``: a branch, else the one checked out there. ``force``: also
+    what has not succeeded."""
+
+    job: Ref
+    cwd: str
+    owner: str = ""
+    into: str | None = None
+    force: bool = False
+    umask: int = 0o022
+    """Of the files that come into the caller's tree."""
+
+
+class Diff(Params, frozen=True):
+    """``form``: patch, stat or names. A long text comes in pieces: ask again from ``next``, with the same ``work``."""
+
+    job: Ref
+    owner: str = ""
+    form: Literal["patch", "stat", "names"] = "patch"
+    binary: bool = False
+    work: str | None = None
+    offset: int = 0
+
+
+class Result(Params, frozen=True):
+    job: Ref
+    owner: str = ""
+
+
 class Remove(Params, frozen=True):
     job: Ref
     owner: str = ""
@@ -185,6 +214,9 @@ METHODS: dict[str, Method] = {
     "jobs.kill": Method(Kill, False),
     "jobs.send": Method(Send, False),
     "jobs.restart": Method(Restart, False),
+    "jobs.result": Method(Result, True),
+    "jobs.diff": Method(Diff, True),
+    "jobs.merge": Method(Merge, False),
     "jobs.remove": Method(Remove, False),
     "jobs.undo": Method(Undo, False),
     "events.subscribe": Method(Subscribe, False),

@@ -131,9 +131,10 @@ class Store:
         if int(found.get("format", FORMAT)) > FORMAT:
             raise Fault(f"cannot open {self.path}: a newer agentd wrote it; upgrade agentd", "store_too_new")
         self.epoch = int(found.get("epoch", 0))
-        with self.db:
-            self.db.execute("INSERT OR REPLACE INTO meta VALUES ('format', ?)", (str(FORMAT),))
-            self.db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (str(self.epoch),))
+        wanted = {"format": str(FORMAT), "epoch": str(self.epoch)}
+        if found != wanted:  # a daemon can start on a full disk
+            with self.db:
+                self.db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", wanted.items())
         newest = self.db.execute("SELECT max(seq) FROM events").fetchone()[0] or 0
         self.seq = max(newest, self.epoch * EPOCH)
 

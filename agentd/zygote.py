@@ -262,6 +262,8 @@ class Zygote:
     def hold(self, path: str, fds: dict[str, int]) -> None:
         held = self.held.setdefault(path, {})
         for name, fd in fds.items():
+            if name == "secrets" and name in held:
+                os.close(held.pop(name))  # of a request that came to nothing
             if name in held:
                 os.close(fd)
             else:
@@ -378,7 +380,7 @@ class Zygote:
         if end is not None and not jobdir.has_helpers(path, end):
             return self.on_over(path)
         if not os.path.isdir(path):
-            return self.release(path)
+            return self.on_over(path)
         self.hold_what_lives(path)
         if not process.byte_held(f"{path}/life.lock", 0):
             pid = self.fork_keeper(path)

@@ -16,7 +16,7 @@ import sys
 low, high = (tuple(map(int, v.split("."))) for v in sys.argv[1:])
 if not low <= sys.version_info[:2] <= high:
     sys.exit(1)
-print(sys.executable)
+print(getattr(sys, "_base_executable", None) or sys.executable)  # of an activated environment: what it was made from
 ' "$2" "$3" 2>/dev/null
 }
 
@@ -62,7 +62,8 @@ choose_python() {
 # points at the original.
 make_environment() {
     local venv=$1 extras=$2 base wanted
-    choose_python
+    # The Python of an environment that is there is kept, unless another one is asked for.
+    if [ -n "${AGENTD_PYTHON-}" ] || ! python=$(real_python "$venv/bin/python" 3.11 3.99); then choose_python; fi
     base=$(printf '%s\n' "$root" "$venv" && "$python" -c 'import sys; print(sys.executable, sys.version)')
     wanted=$(printf '%s\n' "$base" && cat "$root/pyproject.toml" "$root/constraints.txt")
     if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/made-from$extras" 2>/dev/null)" = "$wanted" ]; then return; fi

@@ -19,6 +19,7 @@ from agentd.core.job import (
     InPlace,
     Job,
     Kept,
+    Merged,
     Preparing,
     Process,
     Queued,
@@ -100,6 +101,7 @@ OCCURRENCES: dict[str, on.Event] = {
     "KillAsked": on.KillAsked(20.0, "user", LADDER),
     "RestartAsked": on.RestartAsked(20.0, "user"),
     "ResultSettled": on.ResultSettled(20.0, {"changed": False}, False),
+    "WorkMerged": on.WorkMerged(20.0, Merged(20.0, 1, "w0rk", "main", "01d", "2e3")),
     "RemoveAsked": on.RemoveAsked(20.0, "user"),
     "RemovedToTrash": on.RemovedToTrash(20.0, {"folder": "/t"}),
     "RemoveFailed": on.RemoveFailed(20.0, "read-only"),
@@ -117,6 +119,7 @@ def live(state: str) -> dict[str, str]:
         "RestartAsked": NOT_DONE.format(state),
         "RemoveAsked": NOT_DONE.format(state),
         "RestoreAsked": NOT_IN_TRASH.format(state),
+        "WorkMerged": f"{state} | job.merged | ",
     }
 
 
@@ -199,6 +202,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     },
     "done": {
         "KillAsked": "job 7 has already ended",
+        "WorkMerged": "done | job.merged | ",
         "RestartAsked": "job 7 has just ended and its result is being saved; try again",
         "ResultSettled": "done | job.result | ",
         "RemoveAsked": "job 7 has just ended and its result is being saved; try again",
@@ -206,12 +210,14 @@ EXPECTED: dict[str, dict[str, str]] = {
     },
     "done, settled": {
         "KillAsked": "job 7 has already ended",
+        "WorkMerged": "done | job.merged | ",
         "RestartAsked": "queued | job.restarted | Reschedule",
         "RemoveAsked": "done |  | MoveToTrash",
         "RestoreAsked": "job 7 is not in the trash",
     },
     "done, removing": {
         "KillAsked": "job 7 has already ended",
+        "WorkMerged": "done | job.merged | ",
         "RestartAsked": "job 7 is in the trash; put it back with: agentd undo 7",
         "RemoveAsked": "done |  | MoveToTrash",
         "RemovedToTrash": "done | job.removed | ",
@@ -220,6 +226,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     },
     "done, trashed": {
         "KillAsked": "job 7 has already ended",
+        "WorkMerged": "done | job.merged | ",
         "RestartAsked": "job 7 is in the trash; put it back with: agentd undo 7",
         "RemoveAsked": "job 7 is in the trash already",
         "RestoreAsked": "done | job.restored | ",
@@ -700,3 +707,13 @@ def test_secrets_lost_and_given(sample: str) -> None:
 def test_secrets_lost_after_the_start_do_not_matter() -> None:
     for sample in ("running", "stopped", "stopping, killed", "stopping, exited", "done"):
         assert step(SAMPLES[sample], on.SecretsLost(5.0, ("A_KEY",))) == Step(SAMPLES[sample])
+
+
+def test_a_merge_is_remembered_and_told_from_where_to_where() -> None:
+    merged = Merged(20.0, 1, "w0rk", "main", "01d", "2e3")
+    assert step(SAMPLES["done, settled"], on.WorkMerged(20.0, merged)) == Step(
+        replace(SAMPLES["done, settled"], merged=merged),
+        (Notice("job.merged", {"what": "w0rk", "into": "main", "from": "01d", "to": "2e3"}),),
+    )
+    again = step(replace(SAMPLES["done, settled"], merged=merged), on.RestartAsked(30.0, "user"))
+    assert again.job.merged == merged

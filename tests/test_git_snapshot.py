@@ -8,8 +8,10 @@ from gitrepo import make, make_repo, plan_for, run, write
 
 from agentd.core.errors import Refused
 from agentd.git.repository import Repo, settle
-from agentd.git.snapshot import Dirt, diffstat, dirt, snapshot_calling_tree, snapshot_job
+from agentd.git.snapshot import Dirt, Words, diffstat, dirt, snapshot_calling_tree, snapshot_job
 from agentd.git.worktree import Plan
+
+WORDS = Words("mend it\n\nAgentd-Job: 7\n", "fix", "job-7@agentd.invalid", 1_700_000_000.0)
 
 
 @pytest.fixture
@@ -98,14 +100,14 @@ def test_too_much_is_refused_with_the_five_largest(top: str, repo: Repo) -> None
 
 
 def test_end_of_a_job_without_work(plan: Plan) -> None:
-    assert snapshot_job(plan, make(plan)) is None
+    assert snapshot_job(plan, make(plan), WORDS) is None
 
 
 def test_end_of_a_job_with_commits_only(plan: Plan) -> None:
     admin = make(plan)
     run(plan.path, "commit", "-q", "--allow-empty", "-m", "work")
     head = run(plan.path, "rev-parse", "HEAD")
-    assert snapshot_job(plan, admin) == head == run(plan.path, "rev-parse", "refs/agentd/work/7")
+    assert snapshot_job(plan, admin, WORDS) == head == run(plan.path, "rev-parse", "refs/agentd/work/7")
 
 
 def test_end_of_a_job_with_loose_ends(top: str, plan: Plan) -> None:
@@ -120,7 +122,7 @@ def test_end_of_a_job_with_loose_ends(top: str, plan: Plan) -> None:
     run(plan.path, "init", "-q", "inner")
     write(f"{plan.path}/inner/x", "x")
     index = Path(top, ".git", "worktrees", admin, "index").read_bytes()
-    made = snapshot_job(plan, admin)
+    made = snapshot_job(plan, admin, WORDS)
     assert made is not None
     assert Path(top, ".git", "worktrees", admin, "index").read_bytes() == index
     assert run(top, "rev-parse", f"{made}^") == run(top, "rev-parse", plan.branch)
@@ -137,11 +139,46 @@ def test_end_of_a_job_with_loose_ends(top: str, plan: Plan) -> None:
     }
 
 
+def test_the_same_work_is_the_same_commit(top: str, plan: Plan) -> None:
+    admin = make(plan)
+    write(f"{plan.path}/new.txt", "x")
+    made = snapshot_job(plan, admin, WORDS)
+    assert made is not None and snapshot_job(plan, admin, WORDS) == made
+    assert run(top, "log", "-1", "--format=%an <%ae> %at %cn %ct %s", made) == (
+        "fix <job-7@agentd.invalid> 1700000000 Test 1700000000 mend it"
+    )
+
+
+def test_a_change_within_the_second_of_the_checkout_is_seen(top: str, plan: Plan) -> None:
+    """Size, inode and second are those in the index; git looks into such a file only if the index is as old."""
+    admin = make(plan)
+    path, then = Path(plan.path, "src", "f0.txt"), 1_700_000_000
+    os.utime(path, (then, then))
+    run(plan.path, "update-index", "--refresh")
+    with path.open("r+") as file:
+        file.write("LINE")
+    for one in (path, Path(top, ".git", "worktrees", admin, "index")):
+        os.utime(one, (then, then))
+    run(plan.path, "config", "core.trustctime", "false")
+    assert snapshot_job(plan, admin, WORDS) is not None
+
+
+def test_long_paths_stay_within_bounds(plan: Plan) -> None:
+    admin = make(plan)
+    folder = "/".join(["d" * 200] * 15)
+    for n in range(50):
+        write(f"{plan.path}/{folder}/{n}", "x")
+    made = snapshot_job(plan, admin, WORDS)
+    assert made is not None
+    told = diffstat(plan.repo, plan.base, made)
+    assert told["files"] == 50 and 0 < len(str(told)) < 30_000
+
+
 def test_a_killed_git_leaves_a_lock_and_the_snapshot_works(top: str, plan: Plan) -> None:
     admin = make(plan)
     write(f"{plan.path}/new.txt", "x")
     write(f"{top}/.git/worktrees/{admin}/index.lock", "")
-    assert snapshot_job(plan, admin) is not None
+    assert snapshot_job(plan, admin, WORDS) is not None
 
 
 @pytest.mark.parametrize("deed", [["checkout", "-q", "--orphan", "new"], ["update-ref", "-d", "HEAD"]])
@@ -149,25 +186,25 @@ def test_a_head_without_a_commit(top: str, plan: Plan, deed: list[str]) -> None:
     admin = make(plan)
     run(plan.path, *deed)
     write(f"{plan.path}/new.txt", "x")
-    made = snapshot_job(plan, admin)
+    made = snapshot_job(plan, admin, WORDS)
     assert made is not None and run(top, "rev-parse", f"{made}^") == plan.base
 
 
 def test_an_index_that_is_gone(top: str, plan: Plan) -> None:
     admin = make(plan)
     os.unlink(f"{top}/.git/worktrees/{admin}/index")
-    assert snapshot_job(plan, admin) is None
+    assert snapshot_job(plan, admin, WORDS) is None
 
 
-def test_diffstat_lists_two_hundred(plan: Plan) -> None:
+def test_diffstat_lists_a_hundred(plan: Plan) -> None:
     admin = make(plan)
     for n in range(250):
         write(f"{plan.path}/n/{n:03}", "x\n")
-    made = snapshot_job(plan, admin)
+    made = snapshot_job(plan, admin, WORDS)
     assert made is not None
     told = diffstat(plan.repo, plan.base, made)
     assert (told["files"], told["insertions"]) == (250, 250)
-    assert isinstance(told["paths"], list) and len(told["paths"]) == 200
+    assert isinstance(told["paths"], list) and len(told["paths"]) == 100
 
 
 def test_dirt_writes_nothing(top: str, repo: Repo) -> None:

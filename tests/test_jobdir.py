@@ -57,6 +57,7 @@ def test_what_is_not_there(path: str) -> None:
 def test_a_final_record_takes_the_room_that_was_kept(path: str) -> None:
     jobdir.preallocate(path)
     assert {name: os.path.getsize(f"{path}/{name}") for name in os.listdir(path)} == {
+        ".kill.room": 4096,
         ".noexec.room": 2048,
         ".exit.room": 2048,
         ".end.room": 65536,
@@ -187,7 +188,7 @@ def test_a_final_record_is_there_or_not_at_every_call(path: str) -> None:
 def test_room_is_kept_whole_after_a_death_at_any_call(path: str) -> None:
     for where in killed_at_every_call(path, f"preallocate({path!r})", lambda: emptied(path)):
         jobdir.preallocate(path)
-        assert {os.path.getsize(f"{path}/.{kind}.room") for kind in PREALLOCATED} == {2048, 65536}, where
+        assert {os.path.getsize(f"{path}/.{kind}.room") for kind in PREALLOCATED} == {2048, 4096, 65536}, where
 
 
 def test_a_full_disk_takes_the_final_records(tmp_path: Path) -> None:
@@ -205,7 +206,10 @@ def test_a_full_disk_takes_the_final_records(tmp_path: Path) -> None:
             jobdir.write(path, "spec.json", {"new": "x" * 5000})
         assert jobdir.is_full(full.value)
         assert jobdir.read(path, "spec.json") == {"old": True}
-        assert sorted(os.listdir(path)) == [".end.room", ".exit.room", ".noexec.room", "ballast", "spec.json"]
+        assert sorted(os.listdir(path)) == [
+            *(".end.room", ".exit.room", ".kill.room", ".noexec.room"),
+            *("ballast", "spec.json"),
+        ]
         jobdir.write_final(path, "exit.json", {"code": 7})
         jobdir.write_final(path, "end.json", {"swept": ["x" * 100] * 500})
         jobdir.write_final(path, "noexec-40.json", {"errno": 28})

@@ -68,7 +68,8 @@ def explained(error: AgentdError, args: Sequence[str]) -> str:
     from agentd.cli.verbs import VERBS
 
     verb = next((word for word in args if word in VERBS), "this")
-    return f"agentd {verb} is not allowed inside a job; delegate, run, ps, jobs, logs, wait and inspect are"
+    own = "delegate, run, ps, jobs, logs, wait, inspect, result and diff"
+    return f"agentd {verb} is not allowed inside a job; {own} are"
 
 
 def dispatch(args: list[str]) -> int:

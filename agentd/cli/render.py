@@ -132,7 +132,7 @@ def job_table(jobs: Sequence[View], now: float, width: int | None = None) -> lis
 def changes_word(job: View) -> str:
     """``+12 -3``: what there is to take home."""
     stat = (job["result"] or {}).get("diffstat")
-    if not isinstance(stat, dict) or not stat["files"] or not job["worktree"]:
+    if not isinstance(stat, dict) or not stat["files"] or not job["worktree"] or is_merged(job):
         return "-"
     return f"+{stat['insertions']} -{stat['deletions']}"
 
@@ -159,8 +159,13 @@ def day_and_minute(at: float) -> str:
 
 def state_words(job: View) -> str:
     if job["state"] == "done":
-        return str(job["outcome"])
+        return f"{job['outcome']} (merged)" if is_merged(job) else str(job["outcome"])
     return f"{job['state']} ({one_line(job['waiting'], 60)})" if job["waiting"] else str(job["state"])
+
+
+def is_merged(job: View) -> bool:
+    """Is what this attempt did in a branch?"""
+    return bool(job["merged"]) and job["merged"]["attempt"] == job["attempt"]
 
 
 def exit_word(job: View) -> str:

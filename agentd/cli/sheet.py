@@ -42,6 +42,7 @@ def entries(document: View, now: float, is_there: bool) -> Iterator[tuple[str, o
     yield "state", state_words(job) + (f", exit {exit_word(job)}" if job["state"] == "done" else "")
     yield "reason", job["reason"]
     yield "result", result_lines(job["result"] or {})
+    yield "merged", merged_words(job["merged"])
     yield "task", job["task"]
     yield "command", command_text(job["argv"])
     yield "agent", job["agent"]
@@ -110,6 +111,14 @@ def result_lines(result: View) -> list[str]:
 
 def changed_path(path: str, added: int | None, deleted: int | None) -> str:
     return f"{path}  " + ("binary" if added is None else f"+{added} -{deleted}")
+
+
+def merged_words(merged: View | None) -> str:
+    if merged is None:
+        return ""
+    if merged["from"] == merged["to"]:
+        return f"it was in {merged['into']} already, at {merged['to'][:10]}"
+    return f"into {merged['into']}, from {merged['from'][:10]} to {merged['to'][:10]}, {merged['at']}"
 
 
 def limit_lines(spec: View) -> list[str]:

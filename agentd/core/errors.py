@@ -21,6 +21,8 @@ exit   meaning
 
 EXIT_NO = 1
 EXIT_USAGE = 2
+EXIT_ANOTHER = 3
+"""Of the daemon's process alone: another one has the state folder."""
 EXIT_NOT_NOW = 75
 EXIT_DEADLOCK = 76
 EXIT_TIMED_OUT = 124

@@ -1,6 +1,6 @@
 """Facts, in the past tense. Each carries its own time: the core has no clock."""
 
-from agentd.core.job import Ended, Fact
+from agentd.core.job import Ended, Fact, Merged
 
 
 class Admitted(Fact, frozen=True):
@@ -97,6 +97,13 @@ class ResultSettled(Fact, frozen=True):
     is_gone: bool
 
 
+class WorkMerged(Fact, frozen=True):
+    """Its work is in a branch."""
+
+    at: float
+    merged: Merged
+
+
 class RemoveAsked(Fact, frozen=True):
     at: float
     by: str
@@ -136,6 +143,7 @@ Event = (
     | KillAsked
     | RestartAsked
     | ResultSettled
+    | WorkMerged
     | RemoveAsked
     | RemovedToTrash
     | RemoveFailed

@@ -19,6 +19,9 @@ LOST = "lost"
 REBOOTED = "rebooted"
 LIMITED = "limited"
 
+PROCESSES_KEPT = 200
+"""Of those that were ended or left: an event must stay small, whatever a job forked."""
+
 
 class Fact(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True):
     """A tagged, frozen value that can be stored."""
@@ -141,6 +144,22 @@ class Worktree(Fact, frozen=True, tag="worktree"):
 Place = InPlace | Worktree
 
 
+# --- what became of its work --------------------------------------------------------------------------------
+
+
+class Merged(Fact, frozen=True):
+    """Where its work was brought last: the branch ``into`` moved from ``old`` to ``new``, or was there already.
+
+    ``at`` is when that began, so that a move which is told twice, after a crash, is seen to be the same."""
+
+    at: float
+    attempt: int
+    work: str
+    into: str
+    old: str
+    new: str
+
+
 # --- on which shelf it lies ---------------------------------------------------------------------------------
 
 
@@ -181,6 +200,7 @@ class Job(Fact, frozen=True):
     key: str = ""
     """The asker's own mark of the request: asked again after a lost answer, it is the same job."""
     result: dict[str, object] | None = None
+    merged: Merged | None = None
     shelf: Shelf = Kept()
 
     @property
@@ -253,7 +273,7 @@ def _ended(name: str, code: int | None, signal: int | None, reason: str | None, 
 
 def _processes(value: object) -> tuple[Process, ...]:
     items = value if isinstance(value, list) else []
-    return tuple(Process(int(item["pid"]), str(item["command"])) for item in items)
+    return tuple(Process(int(item["pid"]), str(item["command"])) for item in items[:PROCESSES_KEPT])
 
 
 def _log(end: dict[str, object], stream: str) -> int:

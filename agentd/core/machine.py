@@ -258,6 +258,15 @@ def settle(job: Job, event: on.ResultSettled) -> Step:
     return Step(settled, (Notice("job.result", event.result),))
 
 
+def note_merge(job: Job, event: on.WorkMerged) -> Step:
+    """True whatever has become of the job meanwhile."""
+    merged = event.merged
+    if job.merged == merged:
+        return Step(job)
+    data: dict[str, object] = {"what": merged.work, "into": merged.into, "from": merged.old, "to": merged.new}
+    return Step(replace(job, merged=merged), (Notice("job.merged", data),))
+
+
 def remove(job: Job, event: on.RemoveAsked) -> Step:
     if isinstance(job.shelf, Trashed):
         raise Refused(f"job {job.id} is in the trash already", "removed")
@@ -308,7 +317,12 @@ ended_already = refuse("job {id} has already ended", "already_ended")
 
 Row = dict[str, Arrow]
 LIVE: Row = {"RestartAsked": running_still, "RemoveAsked": running_still, "RestoreAsked": not_in_trash}
-LATE: Row = {"ResultSettled": ignore, "RemovedToTrash": ignore, "RemoveFailed": ignore}
+LATE: Row = {
+    "ResultSettled": ignore,
+    "WorkMerged": note_merge,
+    "RemovedToTrash": ignore,
+    "RemoveFailed": ignore,
+}
 UNTOUCHED: Row = {"SecretsLost": ignore, "SecretsGiven": ignore}
 NO_AGENT: Row = {
     "AgentStopped": ignore,
@@ -427,6 +441,7 @@ TABLE: dict[str, Row] = {
         "KillAsked": ended_already,
         "RestartAsked": restart,
         "ResultSettled": settle,
+        "WorkMerged": note_merge,
         "RemoveAsked": remove,
         "RemovedToTrash": put_in_trash,
         "RemoveFailed": keep_after_all,

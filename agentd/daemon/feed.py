@@ -98,7 +98,7 @@ class Feed:
 
     async def ack(self, name: str, seq: int) -> Subscriber:
         """Remember that ``name`` has dealt with everything up to ``seq``; durable when this returns."""
-        if seq > self.newest:
+        if not 0 <= seq <= self.newest:
             raise Refused(f"cannot acknowledge {seq}: the newest event is {self.newest}", "no_such_event")
         known = await self.subscriber(name, since=seq)
         if seq > known.acked:

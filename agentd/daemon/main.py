@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from typing import Any
 
 import filelock
@@ -15,7 +16,7 @@ import filelock
 from agentd import __version__, config, jobdir, paths, process
 from agentd.core import events as on
 from agentd.core.effects import Effect
-from agentd.core.errors import EXIT_NO, AgentdError, Refused
+from agentd.core.errors import EXIT_ANOTHER, EXIT_FAULT, AgentdError, NotNow, Refused
 from agentd.core.job import Job, Preparing, Queued, Running, Starting, Stopped, Stopping, Trashed
 from agentd.core.machine import Notice, owed
 from agentd.daemon import rebuild
@@ -41,6 +42,10 @@ def main() -> int:
     except AgentdError as error:
         say(f"{error.message}")
         return error.exit
+    except Exception as error:
+        traceback.print_exc()
+        say(f"cannot go on: {error}")
+        return EXIT_FAULT
 
 
 def run(state_dir: str, ready_fd: int | None) -> int:
@@ -55,21 +60,28 @@ def run(state_dir: str, ready_fd: int | None) -> int:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         ask_for_socket(state_dir)
-        return EXIT_NO
+        return EXIT_ANOTHER
     except OSError as error:
         raise Refused(f"cannot lock {state_dir}/daemon.lock: {error.strerror}", "state_not_writable") from None
+    if refuse_a_second(state_dir):
+        lock.release()
+        return EXIT_ANOTHER
     process.set_name("agentd-daemon")
-    raise_descriptor_limit()
+    raise_limits()
     try:
-        asyncio.run(Daemon(state_dir, settings, ready_fd).run())
+        asyncio.run(Daemon(state_dir, settings, ready_fd, lock).run())
     finally:
         lock.release()
     return 0
 
 
 class Daemon:
-    def __init__(self, state_dir: str, settings: config.Config, ready_fd: int | None) -> None:
+    def __init__(
+        self, state_dir: str, settings: config.Config, ready_fd: int | None, lock: filelock.BaseFileLock
+    ) -> None:
         self.state_dir = state_dir
+        self.lock = lock
+        self.lock_inode = os.stat(f"{state_dir}/daemon.lock").st_ino
         self.ready_fd = ready_fd
         self.settings = settings
         self.socket_path = paths.socket_path(state_dir)
@@ -114,9 +126,11 @@ class Daemon:
         loop.add_signal_handler(signal.SIGUSR2, say_tasks)
         try:
             self.performer.held = set(await self.zygotes.start())
+            await self.performer.let_go_of_strangers()
             await self.recover()
             self.engine.reschedule()
             self.say_ready()
+            self.engine.spawn(methods.merging.recover())
             self.engine.spawn(self.housekeep())
             await self.stopping.wait()
         finally:
@@ -135,12 +149,31 @@ class Daemon:
         self.server.listen(self.socket_path)
         record = {"pid": os.getpid(), "version": __version__, "socket": self.socket_path, **self.facts()}
         record["identity"] = process.identity(os.getpid())
-        jobdir.write(self.state_dir, "daemon.json", record)
+        try:
+            jobdir.write(self.state_dir, "daemon.json", record)
+        except OSError as error:
+            if not jobdir.is_full(error):
+                raise
+            jobdir.write_over(f"{self.state_dir}/daemon.json", record)  # that of the last one
 
     def listen_again(self) -> None:
-        """SIGUSR1, from a client that found no socket: a cleaner removed it."""
+        """SIGUSR1, from one that would be our successor: a cleaner removed our socket, daemon.json or the lock."""
         with contextlib.suppress(OSError, AgentdError):
+            self.take_lock_again()
             self.listen()
+
+    def take_lock_again(self) -> None:
+        """Somebody removed the file that we have locked: another daemon could lock a new one."""
+        path = f"{self.state_dir}/daemon.lock"
+        if os.path.exists(path) and os.stat(path).st_ino == self.lock_inode:
+            return
+        self.lock.release()
+        try:
+            self.lock.acquire(timeout=1)
+        except filelock.Timeout:
+            say("another daemon has the state folder; ending")
+            self.stopping.set()
+        self.lock_inode = os.stat(path).st_ino
 
     def listen_for(self, job: Job) -> None:
         path = f"{self.performer.attempt_dir(job)}/agent.sock"
@@ -266,18 +299,62 @@ def refuse_remote(path: str) -> None:
 def ask_for_socket(state_dir: str) -> None:
     """Another daemon holds the lock. If its socket is gone, have it make a new one."""
     record = jobdir.read(state_dir, "daemon.json")
-    if record is None or os.path.exists(record["socket"]):
+    if record is not None and os.path.exists(record["socket"]):
         return
-    pidfd = process.open_verified(record["identity"])
+    who = record["identity"] if record is not None else holder_of(f"{state_dir}/daemon.lock")
+    pidfd = process.open_verified(who) if who is not None else None
     if pidfd is not None:
         process.send(pidfd, signal.SIGUSR1)
         os.close(pidfd)
 
 
-def raise_descriptor_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def holder_of(path: str) -> process.Identity | None:
+    """The daemon that holds a lock, as the kernel tells it."""
+    info = os.stat(path)
+    place = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
+    with open("/proc/locks") as file:
+        pids = [int(words[4]) for words in map(str.split, file) if words[1] == "FLOCK" and words[5] == place]
+    named = [pid for pid in pids if str(process.describe(pid)["command"]).startswith("agentd-daemon")]
+    return process.identity(named[0]) if named else None
+
+
+def refuse_a_second(state_dir: str) -> bool:
+    """Is there a daemon that lost its lock, because somebody removed the file? Then it takes that up again."""
+    record = jobdir.read(state_dir, "daemon.json")
+    pidfd = process.open_verified(record["identity"]) if record is not None else None
+    if pidfd is None or process.has_exited(pidfd):
+        return False
+    process.send(pidfd, signal.SIGUSR1)
+    os.close(pidfd)
+    return True
+
+
+LIMITS = {
+    # what it limits, as ulimit calls it, and what a daemon needs at least
+    "RLIMIT_NOFILE": ("the number of open files (ulimit -n)", 256),
+    "RLIMIT_FSIZE": ("the size of files (ulimit -f)", 1 << 30),
+    "RLIMIT_AS": ("memory (ulimit -v)", 1 << 30),
+    "RLIMIT_DATA": ("memory (ulimit -d)", 1 << 30),
+    "RLIMIT_CPU": ("processor time (ulimit -t)", 1 << 40),
+}
+
+
+def raise_limits() -> None:
+    """Those of whoever needed a daemon first are none of the daemon's: all jobs of all shells are run by it."""
+    for name, (what, least) in LIMITS.items():
+        number = getattr(resource, name)
+        _, hard = resource.getrlimit(number)
+        for wanted in (resource.RLIM_INFINITY, 1 << 20, hard):
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(number, (wanted, wanted))
+                break
+        soft, _ = resource.getrlimit(number)
+        if soft != resource.RLIM_INFINITY and soft < least:
+            raise NotNow(
+                f"cannot start a daemon from here: {what} is limited to {soft}, and so would all jobs be;"
+                " from a shell without that limit: agentd daemon start",
+                "low_limits",
+            )
 
 
 def say_tasks() -> None:
@@ -293,8 +370,6 @@ def say_tasks() -> None:
 
 def on_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """A background failure is never dropped: it stands in daemon.log."""
-    import traceback
-
     error = context.get("exception")
     say(str(context.get("message")))
     if error is not None:

@@ -5,6 +5,7 @@ import base64
 import binascii
 import contextlib
 import os
+import resource
 import secrets as random
 import signal
 import time
@@ -24,6 +25,7 @@ from agentd.core.text import decode
 from agentd.daemon import perform
 from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
+from agentd.daemon.merging import Merging
 from agentd.daemon.perform import Performer
 from agentd.daemon.server import Connection
 from agentd.daemon.views import event_view, iso, job_view
@@ -57,6 +59,7 @@ class Methods:
         self.feed = feed
         self.stop = stop
         self.facts = facts
+        self.merging = Merging(state_dir, engine)
         self.next_id = max(engine.jobs, default=0) + 1
         self.names_in_use: set[str] = set()
         """Names of jobs that are being made."""
@@ -245,14 +248,12 @@ class Methods:
         )
         spec = self.spec(job, ask, list(command), cwd, environment)
         await self.save_spec(job, spec)
-        if hidden:
-            self.performer.secrets[id] = hidden
-            await self.performer.share_secrets(job)
-        is_named = bool(ask.owner) and not ask.owner.startswith("session:")
-        if is_named and ask.owner not in self.feed.subscribers and is_reader_name(ask.owner):
-            await self.feed.subscriber(ask.owner)
+        is_named = connection.job is None and bool(owner) and not owner.startswith("session:")
+        if is_named and owner not in self.feed.subscribers and is_reader_name(owner):
+            await self.feed.subscriber(owner)
         created: dict[str, object] = {"name": name, "task": ask.task, "argv": list(argv), "agent": ask.agent}
-        await self.engine.add(job, [Notice("job.created", created), Notice("job.queued", {})])
+        async with self.performer.keeping(job, hidden):
+            await self.engine.add(job, [Notice("job.created", created), Notice("job.queued", {})])
         view = job_view(self.engine.jobs[id])
         excluded = await ready_in_time(dirt) if dirt is not None else None
         base_ref = settled.ref if settled is not None else None
@@ -380,8 +381,17 @@ class Methods:
             if name is not None and name not in ENDING_SIGNALS:
                 await self.signal(job, name)
             else:
-                await self.engine.apply(job.id, on.KillAsked(time.time(), "user", ladder(name, ask.grace)), must=False)
+                await self.end(job, "user", ladder(name, ask.grace))
         return {"jobs": [job_view(self.engine.jobs[job.id]) for job in jobs]}
+
+    async def end(self, job: Job, by: str, rungs: tuple[tuple[str, float], ...]) -> None:
+        try:
+            await self.engine.apply(job.id, on.KillAsked(time.time(), by, rungs), must=False)
+        except NotNow:
+            # A full disk: the order stands in the attempt's own file, and whoever frees the disk may need just this.
+            if job.pid is None:
+                raise
+            self.performer.end(self.engine.jobs[job.id], rungs)
 
     async def signal(self, job: Job, name: str) -> None:
         if job.pid is None or job.is_done:
@@ -429,10 +439,8 @@ class Methods:
             raise Refused(f"cannot restart job {job.id}: its files are gone", "files_gone")
         environment = {n: v for n, v in old["env"].items() if not n.startswith("AGENTD_")}
         await self.save_spec(after, old | self.identity(after, environment))
-        if given and not missing:
-            self.performer.secrets[job.id] = given
-            await self.performer.share_secrets(after)
-        done = await self.engine.apply(job.id, event, must=False)
+        async with self.performer.keeping(after, {} if missing else given):
+            done = await self.engine.apply(job.id, event, must=False)
         return {"job": job_view(done)}
 
     async def give_secrets(self, job: Job, environment: dict[str, str]) -> dict[str, Any]:
@@ -443,9 +451,27 @@ class Methods:
                 f" set it in the environment and repeat: agentd restart {job.id}",
                 "needs_secret",
             )
-        self.performer.secrets[job.id] = {name: environment[name] for name in job.secrets}
-        await self.performer.share_secrets(job)
-        return {"job": job_view(await self.engine.apply(job.id, on.SecretsGiven(time.time())))}
+        async with self.performer.keeping(job, {name: environment[name] for name in job.secrets}):
+            return {"job": job_view(await self.engine.apply(job.id, on.SecretsGiven(time.time())))}
+
+    async def do_jobs_result(self, connection: Connection, ask: protocol.Result) -> dict[str, Any]:
+        job = self.find(connection, ask.job, ask.owner)
+        await self.settled(job)
+        return {"result": await self.merging.result(self.engine.jobs[job.id])}
+
+    async def do_jobs_diff(self, connection: Connection, ask: protocol.Diff) -> dict[str, Any]:
+        if ask.offset < 0 or (ask.work is not None and not repository.SHA.fullmatch(ask.work)):
+            raise Usage("offset and work must be those of an earlier answer", "bad_offset")
+        return await self.merging.diff(self.find(connection, ask.job, ask.owner), ask)
+
+    async def do_jobs_merge(self, connection: Connection, ask: protocol.Merge) -> dict[str, Any]:
+        if not os.path.isabs(ask.cwd) or "\0" in ask.cwd:
+            raise Usage("cwd must be an absolute path", "bad_cwd")
+        if not 0 <= ask.umask <= 0o777:
+            raise Usage("umask must be from 0 to 511 (octal 777)", "bad_umask")
+        job = self.find(connection, ask.job, ask.owner, exact=True)
+        await self.settled(job)
+        return await self.merging.merge(job.id, ask)
 
     async def do_jobs_remove(self, connection: Connection, ask: protocol.Remove) -> dict[str, Any]:
         job = self.find(connection, ask.job, ask.owner, exact=True)
@@ -586,6 +612,14 @@ def check_words(argv: tuple[str, ...], ask: protocol.Delegate) -> None:
         raise Usage("cwd must be an absolute path", "bad_cwd")
     if any("\0" in text for pair in ask.environment.items() for text in pair):
         raise Usage("the environment holds a NUL character", "bad_environment")
+    for name in ask.limits:
+        if not name.startswith("RLIMIT_") or not hasattr(resource, name):
+            raise Usage(f'limits: there is no limit "{names.escaped(name, 80)}"', "bad_limit")
+    if not 0 <= ask.umask <= 0o777:
+        raise Usage("umask must lie between 0 and 0o777", "bad_umask")
+    for text in (ask.owner, ask.key):
+        if not is_utf8(text):
+            raise Usage("owner and key must be text that UTF-8 can hold", "bad_owner")
     for limit in (ask.timeout, ask.idle_timeout):
         if limit is not None and not 0 < limit < 1e9:
             raise Usage("a time limit must be more than 0 seconds", "bad_time")
@@ -596,6 +630,14 @@ def check_words(argv: tuple[str, ...], ask: protocol.Delegate) -> None:
 
 def is_listed(job: Job, ask: protocol.ListJobs) -> bool:
     return isinstance(job.shelf, Kept) and (ask.owner is None or job.owner == ask.owner)
+
+
+def is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_reader_name(name: str) -> bool:

@@ -8,9 +8,12 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import shutil
+import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -20,7 +23,19 @@ from agentd.core import effects as do
 from agentd.core import events as on
 from agentd.core import recovery
 from agentd.core.errors import AgentdError, Refused
-from agentd.core.job import Done, Job, Preparing, Removing, Trashed, Worktree
+from agentd.core.job import (
+    Done,
+    Job,
+    Preparing,
+    Removing,
+    Running,
+    Starting,
+    Stopped,
+    Stopping,
+    Trashed,
+    Worktree,
+    outcome,
+)
 from agentd.core.names import escaped
 from agentd.daemon.engine import Engine
 from agentd.daemon.nudges import Nudge
@@ -149,6 +164,9 @@ class Performer:
         fds: dict[str, int] = {}
         try:
             spec = self.completed_spec(job, path)
+            if not spec:
+                await self.engine.apply(job.id, on.StartFailed(time.time(), f"{path}/spec.json is gone"))
+                return
             if job.attempt > 1 and isinstance(job.place, Worktree):
                 with contextlib.suppress(AgentdError, GitFailed):
                     await self.in_thread(note_repository, job_dir(self.state_dir, job), plan_of(job), job.attempt)
@@ -174,7 +192,7 @@ class Performer:
     def completed_spec(self, job: Job, path: str) -> dict[str, Any]:
         """The spec, with what is known only now that the worktree stands: the folder, and what is not in it."""
         spec = jobdir.read(path, "spec.json") or {}
-        if not isinstance(job.place, Worktree):
+        if not isinstance(job.place, Worktree) or not spec:
             return spec
         before = json.dumps(spec)
         if not os.path.isdir(spec["cwd"]):
@@ -192,6 +210,21 @@ class Performer:
     def has_secrets(self, job: Job) -> bool:
         return not job.secrets or job.id in self.secrets or self.attempt_dir(job) in self.held
 
+    @contextlib.asynccontextmanager
+    async def keeping(self, job: Job, values: dict[str, str]) -> AsyncIterator[None]:
+        """Hold its secrets, and let them go if what it is asked for within fails."""
+        if not values:
+            yield
+            return
+        self.secrets[job.id] = values
+        try:
+            await self.share_secrets(job)
+            yield
+        except BaseException:
+            self.secrets.pop(job.id, None)
+            self.engine.spawn(self.release_secrets(self.attempt_dir(job)))
+            raise
+
     async def share_secrets(self, job: Job) -> None:
         """The zygote holds them too: a job that has not started outlives the daemon."""
         fd = memory_file(self.secrets[job.id])
@@ -199,6 +232,18 @@ class Performer:
             await self.zygotes.ask("hold", {"secrets": fd}, path=self.attempt_dir(job))
         finally:
             os.close(fd)
+
+    async def release_secrets(self, path: str) -> None:
+        await self.zygotes.ask("release", path=path, names=["secrets"])
+
+    async def let_go_of_strangers(self) -> None:
+        """What a zygote holds for attempts that came to nothing: their daemon died before it had saved them."""
+        for path in sorted(self.held):
+            head, id, attempt = path.rsplit("/", 2)
+            job = self.engine.jobs.get(int(id)) if head == f"{self.state_dir}/jobs" else None
+            if job is None or job.attempt != int(attempt) or job.is_done:
+                self.held.discard(path)
+                await self.release_secrets(path)
 
     async def watch(self, job: Job) -> None:
         """Have an attempt that was launched looked after, by a zygote that may not be its keeper's parent."""
@@ -285,10 +330,16 @@ class Performer:
             return
         ladder = [[name, offset] for name, offset in rungs]
         given = jobdir.read(path, "kill.json")
-        if given is None or given.get("rungs") != ladder:
+        order = given
+        if order is None or order.get("rungs") != ladder:
             order = {"reason": "killed", "rungs": ladder, "at": process.boottime()}
-            jobdir.write(path, "kill.json", order)
-        tell_keeper(path, {"order": True})
+            try:
+                jobdir.write_order(path, order)
+            except OSError as error:
+                print(f"agentd: job {job.id}: cannot write the order to end it: {error}", file=sys.stderr)
+        tell_keeper(path, {"order": order})
+        if not os.path.isdir(path):
+            self.engine.spawn(self.look(job.id))
 
     # --- looking at an attempt's files ----------------------------------------------------------------------
 
@@ -298,6 +349,8 @@ class Performer:
         if job is None:
             return
         path = self.attempt_dir(job)
+        if not os.path.isdir(path) and isinstance(job.state, Starting | Running | Stopped | Stopping):
+            return await self.give_up(job, path)
         records = {name: jobdir.read(path, f"{name}.json") for name in RECORDS}
         agent = records["agent"]
         never_ran = agent is not None and jobdir.noexec(path, agent) is not None
@@ -312,6 +365,18 @@ class Performer:
             self.hold_leader(path)
             if not seen.noexec:
                 self.secrets.pop(id, None)
+
+    async def give_up(self, job: Job, path: str) -> None:
+        """Somebody removed the attempt's folder: nobody can keep it any more, and nobody will know how it ended."""
+        leader = self.escrow.get(path, {}).get("leader")
+        if leader is not None:
+            process.send(leader, signal.SIGKILL)
+        if self.cgroup:
+            await asyncio.to_thread(process.cgroup_end, f"{self.cgroup}/{job.id}-{job.attempt}")
+        self.release(path)
+        self.stop_listening_for(path)
+        how = outcome({"reason": f"{path} was removed while it ran"}, {})
+        await self.engine.apply(job.id, on.AttemptEnded(time.time(), job.started, job.pid, how))
 
     # --- after the completion -------------------------------------------------------------------------------
 
@@ -456,7 +521,7 @@ def settle_worktree(folder: str, plan: Plan, job: Job) -> tuple[dict[str, object
     if unchanged.is_unchanged(plan, job.place.admin, record.get("manifest") or {}):
         unchanged.remove_unchanged(plan, job.place.admin, record.get("manifest") or {})
         return found | {"changed": False}, True
-    work = snapshot.snapshot_job(plan, job.place.admin)
+    work = snapshot.snapshot_job(plan, job.place.admin, words_of(job))
     found |= {"changed": work is not None, "snapshot": work}
     if work is not None:
         found["diffstat"] = snapshot.diffstat(plan.repo, plan.base, work)
@@ -483,6 +548,14 @@ def refuse_while_used(path: str) -> None:
     if pids:
         who = ", ".join(f"{p['command']} ({p['pid']})" for p in map(process.describe, pids[:5]))
         raise Refused(f"cannot remove {path}: {escaped(who)} works in it; end that first", "in_use")
+
+
+def words_of(job: Job) -> snapshot.Words:
+    """What the commit of a job's work says."""
+    subject = escaped(job.task.strip() or shlex.join(job.argv), 120)
+    message = f"{subject}\n\nAgentd-Job: {job.id}\nAgentd-Agent: {job.agent}\n"
+    ended = job.state.ended if isinstance(job.state, Done) else job.created
+    return snapshot.Words(message, job.name, f"job-{job.id}@agentd.invalid", ended)
 
 
 def plan_of(job: Job) -> Plan:

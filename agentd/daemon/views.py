@@ -48,11 +48,27 @@ def job_view(job: Job) -> dict[str, Any]:
         "swept": [{"pid": p.pid, "command": p.command} for p in how.swept] if how else [],
         "left": [{"pid": p.pid, "command": p.command} for p in how.left] if how else [],
         "result": job.result,
+        "merged": merged_view(job),
         "removed": isinstance(job.shelf, Trashed),
         "removed_at": iso(job.shelf.since) if isinstance(job.shelf, Trashed) else None,
         "created_at": iso(job.created),
         "started_at": iso(job.started),
         "ended_at": iso(state.ended) if isinstance(state, Done) else None,
+    }
+
+
+def merged_view(job: Job) -> dict[str, Any] | None:
+    """Where its work was brought last, and whether by this attempt."""
+    if job.merged is None:
+        return None
+    merged = job.merged
+    return {
+        "into": merged.into,
+        "from": merged.old,
+        "to": merged.new,
+        "work": merged.work,
+        "attempt": merged.attempt,
+        "at": iso(merged.at),
     }
 
 

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -29,6 +30,9 @@ OUTPUT_CAP = 256 * 1024 * 1024
 MUTEX_WAIT = 120.0
 START_WAIT = 10.0
 PATH = os.pathsep.join(p for p in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(p))
+
+umask: ContextVar[int] = ContextVar("umask", default=-1)
+"""With what umask git writes; -1: our own. What lands in the user's tree is as open as the user's files are."""
 
 SAFE = (
     "core.fsmonitor=",
@@ -72,7 +76,7 @@ class GitFailed(Exception):
         self.argv, self.code, self.stdout, self.stderr, self.note = tuple(argv), code, stdout, stderr, note
 
     def __str__(self) -> str:
-        said = self.note or self.stderr.strip() or self.stdout.strip()[-500:] or "it said nothing"
+        said = self.note or self.stderr.strip()[-2000:] or self.stdout.strip()[-500:] or "it said nothing"
         return f"git {' '.join(self.argv)} ended with {self.code}: {said}"
 
     @property
@@ -121,6 +125,7 @@ def git(
         stderr=subprocess.PIPE,
         start_new_session=True,
         pass_fds=() if holding is None else (holding,),
+        umask=umask.get(),
     )
     with process:
         try:

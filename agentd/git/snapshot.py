@@ -6,6 +6,7 @@ Never ``git stash``: it leaves untracked files out, rewrites the index, and all 
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agentd.core.errors import Refused
@@ -14,7 +15,20 @@ from agentd.git.repository import calling_tree, ref_value
 from agentd.git.run import GitFailed, Repo, Tree, git, sentence, zsplit
 
 MAX_BYTES = 50 * 1024 * 1024
-SHOWN_PATHS = 200
+SHOWN_PATHS = 100
+SHOWN_TEXT = 20_000
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a job's commit says of itself. Its date is the attempt's end, and so the same work is always the same
+    commit, whoever makes it and whenever: a merge that was cut short can simply be asked for again."""
+
+    message: str
+    author: str
+    """Who it is by, unless it stands on commits of the job: then it is by whoever made the last of those."""
+    mail: str
+    at: float
 
 
 @dataclass(frozen=True)
@@ -42,34 +56,64 @@ def snapshot_calling_tree(repo: Repo, job: int, max_bytes: int = MAX_BYTES) -> s
         with tempfile.TemporaryDirectory(prefix="agentd-") as place:
             index = _index_with_everything(tree, place, ["add", "-A"])
             content = git(["write-tree"], at=tree, index=index, write=True).strip()
-        if content == _tree_id(tree, "HEAD"):
+        if content == tree_id(tree, "HEAD"):
             return None
-        made = _commit(tree, content, ["HEAD"], f"agentd snapshot for job {job}")
+        made = commit_tree(tree, content, ["HEAD"], f"agentd snapshot for job {job}")
         git(["update-ref", f"refs/agentd/snap/{job}", made], at=tree, write=True)
     except (GitFailed, OSError) as failure:
         raise sentence(failure, f"take your changes along to job {job}", repo.common) from failure
     return made
 
 
-def snapshot_job(plan: Plan, admin: str) -> str | None:
+def snapshot_job(plan: Plan, admin: str, words: Words) -> str | None:
     """What the job's tree holds now, under refs/agentd/work/<job>; None if that is just its base."""
-    tree = tree_of(plan, admin)
-    if not is_intact(plan, admin):
-        message = f"cannot take a snapshot of job {plan.job}: {tree.git_dir} was rewritten"
-        raise Refused(f"{message}; look at {plan.path} by hand", code="not_ours")
+    made = job_commit(plan, admin, words)
+    if made == plan.base:
+        return None
     try:
-        content = worktree_content(tree)
-        # No HEAD: the agent began an orphan branch, or deleted its own.
-        head = ref_value(tree, "HEAD") or plan.base
-        made = head
-        if content != _tree_id(tree, head):
-            made = _commit(tree, content, [head], f"agentd snapshot of job {plan.job}")
-        if made == plan.base:
-            return None
         git(["update-ref", f"refs/agentd/work/{plan.job}", made], at=plan.repo, write=True)
     except (GitFailed, OSError) as failure:
         raise sentence(failure, f"take a snapshot of job {plan.job}", plan.repo.common) from failure
     return made
+
+
+def job_commit(plan: Plan, admin: str, words: Words) -> str:
+    """What the job's tree holds now, as a commit on top of its own ones; its HEAD if there is nothing loose."""
+    tree = intact_tree(plan, admin)
+    try:
+        content = worktree_content(tree)
+        # No HEAD: the agent began an orphan branch, or deleted its own.
+        head = ref_value(tree, "HEAD") or plan.base
+        if content == tree_id(tree, head):
+            return head
+        return commit_tree(tree, content, [head], words.message, _signed(plan, tree, head, words))
+    except (GitFailed, OSError) as failure:
+        raise sentence(failure, f"take a snapshot of job {plan.job}", plan.repo.common) from failure
+
+
+def intact_tree(plan: Plan, admin: str) -> Tree:
+    tree = tree_of(plan, admin)
+    if not is_intact(plan, admin):
+        message = f"cannot read the work of job {plan.job}: {tree.git_dir} was rewritten"
+        raise Refused(f"{message}; look at {plan.path} by hand", code="not_ours")
+    return tree
+
+
+def _signed(plan: Plan, tree: Tree, head: str, words: Words) -> dict[str, str]:
+    author, mail = words.author, words.mail
+    if head != plan.base:
+        name, address = git(["log", "-1", "--format=%an%x00%ae", head], at=tree).rstrip("\n").split("\0")
+        author, mail = name or author, address or mail
+    when = f"@{int(words.at)} +0000"
+    dates = {"GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when}
+    return {"GIT_AUTHOR_NAME": author, "GIT_AUTHOR_EMAIL": mail, **dates, **committer(plan.repo)}
+
+
+def committer(repo: Repo) -> dict[str, str]:
+    """The user, as the configuration has it."""
+    listed = zsplit(git(["config", "-z", "--get-regexp", r"^user\.(name|email)$"], at=repo, ok=(0, 1)))
+    said = dict(line.partition("\n")[::2] for line in listed)
+    return {f"GIT_COMMITTER_{key[5:].upper()}": value.strip() for key, value in said.items() if value.strip()}
 
 
 def keep_everything(plan: Plan, admin: str) -> str:
@@ -78,10 +122,10 @@ def keep_everything(plan: Plan, admin: str) -> str:
     content = worktree_content(tree)
     parents = [sha for sha in (ref_value(tree, "HEAD"), ref_value(plan.repo, plan.ref)) if sha] or [plan.base]
     staged = _staged(tree)
-    if staged and staged != content and staged != _tree_id(tree, parents[0]):
-        parents.append(_commit(tree, staged, parents[:1], f"agentd: what job {plan.job} had staged"))
+    if staged and staged != content and staged != tree_id(tree, parents[0]):
+        parents.append(commit_tree(tree, staged, parents[:1], f"agentd: what job {plan.job} had staged"))
     parents += _lonely_tips(tree, parents[0])
-    made = _commit(tree, content, list(dict.fromkeys(parents)), f"agentd: what job {plan.job} left")
+    made = commit_tree(tree, content, list(dict.fromkeys(parents)), f"agentd: what job {plan.job} left")
     git(["update-ref", f"refs/agentd/keep/{plan.job}", made], at=plan.repo, write=True)
     git(["cat-file", "-e", f"{made}^{{tree}}"], at=plan.repo)
     return made
@@ -92,7 +136,7 @@ def _staged(tree: Tree) -> str | None:
     with tempfile.TemporaryDirectory(prefix="agentd-") as place:
         index = os.path.join(place, "index")
         try:
-            shutil.copyfile(os.path.join(tree.git_dir, "index"), index)
+            shutil.copy2(os.path.join(tree.git_dir, "index"), index)
         except FileNotFoundError:
             return None
         if git(["ls-files", "-u", "-z"], at=tree, index=index):
@@ -137,7 +181,8 @@ def worktree_content(tree: Tree) -> str:
 def _index_with_everything(tree: Tree, place: str, add: list[str], unhide: bool = False) -> str:
     index = os.path.join(place, "index")
     try:
-        shutil.copyfile(os.path.join(tree.git_dir, "index"), index)
+        # With its time: git looks into a file only if that is no older than the index.
+        shutil.copy2(os.path.join(tree.git_dir, "index"), index)
     except FileNotFoundError:
         git(["read-tree", "HEAD"], at=tree, index=index, write=True)
     hidden = hidden_files(tree, index) if unhide else []
@@ -174,13 +219,15 @@ def _refuse_too_much(tree: Tree, untracked: list[str], max_bytes: int) -> None:
     )
 
 
-def _tree_id(tree: Tree, commit: str) -> str:
+def tree_id(tree: Tree | Repo, commit: str) -> str:
     return git(["rev-parse", f"{commit}^{{tree}}"], at=tree).strip()
 
 
-def _commit(tree: Tree, content: str, parents: list[str], message: str) -> str:
+def commit_tree(
+    tree: Tree | Repo, content: str, parents: list[str], message: str, signed: Mapping[str, str] | None = None
+) -> str:
     named = [word for parent in parents for word in ("-p", parent)]
-    return git(["commit-tree", *named, "-m", message, content], at=tree, write=True).strip()
+    return git(["commit-tree", *named, "-F", "-", content], at=tree, write=True, input=message, env=signed).strip()
 
 
 def diffstat(repo: Repo, base: str, sha: str) -> dict[str, object]:
@@ -202,8 +249,20 @@ def diffstat(repo: Repo, base: str, sha: str) -> dict[str, object]:
         "files": len(counted),
         "insertions": sum(added or 0 for _, added, _ in counted),
         "deletions": sum(deleted or 0 for _, _, deleted in counted),
-        "paths": [list(row) for row in counted[:SHOWN_PATHS]],
+        "paths": _first(counted),
     }
+
+
+def _first(rows: list[tuple[str, int | None, int | None]]) -> list[list[object]]:
+    """As many as an event may carry: a path can have four thousand characters."""
+    shown: list[list[object]] = []
+    room = SHOWN_TEXT
+    for row in rows[:SHOWN_PATHS]:
+        room -= len(row[0])
+        if room < 0:
+            break
+        shown.append(list(row))
+    return shown
 
 
 def dirt(repo: Repo, timeout: float = 10) -> Dirt:

@@ -185,5 +185,5 @@ def forget(entry: dict[str, Any]) -> None:
     if not os.path.isdir(plan.repo.common):
         return
     with mutex(plan.repo) as lock:
-        for kind in ("keep", "work", "snap"):
+        for kind in ("keep", "work", "snap", "merged"):
             git(["update-ref", "-d", f"refs/agentd/{kind}/{plan.job}"], at=plan.repo, write=True, holding=lock)
