@@ -53,7 +53,7 @@ def test_restart_prints_the_id_alone(agentd: Shell) -> None:
 
 def document(**changes: Any) -> dict[str, Any]:
     more = {"owner": "me", "cwd": "/", "base": "b" * 40, "parent": None, "removed": False, "swept": [], "left": []}
-    more |= {"worktree": None, "branch": None, "result": None}
+    more |= {"worktree": None, "branch": None, "result": None, "merged": None}
     job = view(**more)
     attempt = {"attempt": 1, "path": "/state/jobs/7/1", "log": {"out": 1536, "err": 1}}
     return {"job": job, "spec": {}, "worktree": None, "attempts": [attempt], "events": []} | changes

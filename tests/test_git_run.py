@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gitrepo import make, make_repo, plan_for, run, write
+from gitrepo import WORDS, make, make_repo, plan_for, run, write
 
 from agentd.core.errors import Refused
 from agentd.git import run as runner
@@ -135,9 +135,9 @@ def test_no_command_of_a_job_runs(attack: Callable[[Plan, str, str], None], top:
     make(plan_for(top, tmp_path, job=8))
     if attack is g6:  # git reads refs through the rewritten file: nothing it says can be believed
         with pytest.raises(Refused, match="was rewritten"):
-            snapshot_job(plan, admin)
+            snapshot_job(plan, admin, WORDS)
     else:
-        assert snapshot_job(plan, admin) is not None
+        assert snapshot_job(plan, admin, WORDS) is not None
     if attack in (g1, g6):
         with pytest.raises(Refused, match="look at it by hand"):
             worktree.to_trash(plan, admin, str(tmp_path / "trash"), {})
