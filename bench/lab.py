@@ -177,6 +177,8 @@ def make_repository(path: Path, files: int) -> Path:
     """One commit of so many small files, a hundred in a folder."""
     path.mkdir(parents=True)
     output("git", "init", "-q", cwd=path)
+    output("git", "config", "gc.auto", "0", cwd=path)  # the one below is waited for
+    output("git", "config", "maintenance.auto", "false", cwd=path)
     for n in range(files):
         folder = path / f"d{n // 100:03}"
         if n % 100 == 0:

@@ -43,7 +43,7 @@ class Turn:
 
 def measure(lab: Lab) -> Result:
     folder = lab.place("latency")
-    rounds = lab.pick(8, 100)
+    rounds = lab.pick(8, 200)
     with lab.state("latency") as state:
         state.client.ask("events.subscribe", name=READER, follow=False)
         client = state.new_client()

@@ -29,7 +29,7 @@ class Tally:
 
 
 def measure(lab: Lab) -> Result:
-    rounds = lab.pick(2, 15)
+    rounds = lab.pick(2, 50)
     ours, plain = Tally(), Tally()
     answered: list[float] = []
     repo = make_repository(lab.place("worktrees") / "repo", 200)

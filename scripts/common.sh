@@ -46,14 +46,14 @@ find_python() {
     return 2
 }
 
-# Choose the Python: $AGENTD_PYTHON, or the first that fits. Sets $python.
+# Choose the Python: $CHECK_PYTHON, or the first that fits. Sets $python.
 choose_python() {
-    if [ -n "${AGENTD_PYTHON-}" ]; then
-        python=$(real_python "$AGENTD_PYTHON" 3.11 3.99) ||
-            die "cannot use AGENTD_PYTHON=$AGENTD_PYTHON: it does not run, or is older than Python 3.11"
+    if [ -n "${CHECK_PYTHON-}" ]; then
+        python=$(real_python "$CHECK_PYTHON" 3.11 3.99) ||
+            die "cannot use CHECK_PYTHON=$CHECK_PYTHON: it does not run, or is older than Python 3.11"
     else
         python=$(find_python 3.11 3.99) || [ $? = 2 ] ||
-            die "cannot find Python 3.11 or newer: install one, or name it in AGENTD_PYTHON"
+            die "cannot find Python 3.11 or newer: install one, or name it in CHECK_PYTHON"
     fi
 }
 
@@ -63,7 +63,7 @@ choose_python() {
 make_environment() {
     local venv=$1 extras=$2 base wanted
     # The Python of an environment that is there is kept, unless another one is asked for.
-    if [ -n "${AGENTD_PYTHON-}" ] || ! python=$(real_python "$venv/bin/python" 3.11 3.99); then choose_python; fi
+    if [ -n "${CHECK_PYTHON-}" ] || ! python=$(real_python "$venv/bin/python" 3.11 3.99); then choose_python; fi
     base=$(printf '%s\n' "$root" "$venv" && "$python" -c 'import sys; print(sys.executable, sys.version)')
     wanted=$(printf '%s\n' "$base" && cat "$root/pyproject.toml" "$root/constraints.txt")
     if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/made-from$extras" 2>/dev/null)" = "$wanted" ]; then return; fi
@@ -71,7 +71,7 @@ make_environment() {
     can_make_venv "$python" ||
         die "cannot make $venv: $python lacks venv or ensurepip (Debian: apt install python3-venv)"
     { mkdir -p "$venv" && [ -w "$venv" ]; } 2>/dev/null ||
-        die "cannot make $venv: no permission to write there; name another folder in AGENTD_VENV"
+        die "cannot make $venv: no permission to write there; name another folder in CHECK_VENV"
     if [ "$(cat "$venv/made-by" 2>/dev/null)" != "$base" ]; then
         "$python" -m venv --clear "$venv" || die "cannot make $venv: $python -m venv failed, see above"
         printf '%s\n' "$base" >"$venv/made-by"

@@ -91,6 +91,8 @@ def test_what_there_is_to_take_home(agentd: Shell, repo: str) -> None:
     assert fix.split()[5:7] == ["+1", "-0"] and same.split()[5:] == ["-", "true"]
     place = agentd.ok("path", "fix").removesuffix("\n")
     assert Path(place, "src", "f1.txt").is_file()
+    agentd.ok("merge", "-q", "fix", cwd=repo)
+    assert "CHANGES" not in agentd.ok("ps", "-a")
     gone = "agentd: job 2 (same) has no worktree any more: it ended equal to its base\n"
     assert agentd("path", "same") == (1, "", gone)
     assert "\nworktree:      removed, it ended equal to its base\n" in agentd.ok("inspect", "same")

@@ -66,7 +66,7 @@ def test_an_event_says_how_it_ended_first_and_fits_a_terminal() -> None:
 
 
 def test_a_narrow_terminal_has_room_for_the_task() -> None:
-    job = view(name="a" * 40, result=None, worktree=None)
+    job = view(name="a" * 40, result=None, worktree=None, merged=None)
     head, row = render.job_table([job], 0.0, 80)
     assert head.split() == ["ID", "NAME", "STATE", "TIME", "EXIT", "TASK"]
     assert row.startswith(f"7   {'a' * 19}…  running") and row.endswith("sleep 3")

@@ -62,3 +62,13 @@ def test_an_attempt_is_not_blamed_for_what_was_done_before_it(tmp_path: Path) ->
         scene.wait(unstarted)
         faultlab.until(lambda: len(scene.events("job.result")) == 3)
         assert len(scene.events("repository.changed")) == 1
+
+
+def test_files_are_as_open_as_in_the_callers_own_checkout(tmp_path: Path) -> None:
+    top = make_repo(tmp_path / "repo")
+    with Scene(tmp_path) as scene:
+        for mask, modes in ((0o022, "644 755"), (0o007, "660 770"), (0o077, "600 700")):
+            script = 'file=$(git ls-files | grep / | head -n 1); stat -c %a "$file" "${file%/*}"'
+            id = scene.delegate(script, in_place=False, cwd=top, umask=mask)
+            scene.wait(id)
+            assert scene.log(id).split() == modes.encode().split()

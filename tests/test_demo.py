@@ -21,7 +21,7 @@ def test_the_demo_runs_and_leaves_nothing(home: Path, tmp_path: Path) -> None:
         "HOME": str(home),
         "PATH": os.environ["PATH"],
         "TMPDIR": str(place),
-        "AGENTD_VENV": sys.prefix,
+        "CHECK_VENV": sys.prefix,
     }
     if "AGENTD_WITHOUT" in os.environ:
         environment["AGENTD_WITHOUT"] = os.environ["AGENTD_WITHOUT"]

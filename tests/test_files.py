@@ -2,7 +2,6 @@
 
 import errno
 import os
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,8 @@ from agentd import config, files, jobdir
 from agentd.core.errors import AgentdError, Refused, Usage
 from agentd.git import fingerprint, worktree
 from agentd.git.plan import digest
-from agentd.git.snapshot import snapshot_job
+from agentd.git.repository import settle
+from agentd.git.snapshot import snapshot_calling_tree, snapshot_job
 from agentd.git.worktree import Plan
 
 T = TypeVar("T")
@@ -49,8 +49,7 @@ def pipe(path: Path) -> None:
 
 
 def dead_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
+    jobdir.listen(str(path)).close()
 
 
 def device(path: Path) -> None:
@@ -156,6 +155,23 @@ def test_git_is_not_led_to_a_pipe_in_the_repository(plan: Plan, name: str) -> No
     for call in (lambda: fingerprint.fingerprint(plan.repo.common), lambda: snapshot_job(plan, admin, WORDS)):
         with pytest.raises(AgentdError, match="is a named pipe, not a file; remove it"):
             in_time(call)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("inside", ["a worktree", "the main tree"])
+@pytest.mark.parametrize("name", ["config", "HEAD", "packed-refs"])
+def test_nobody_who_delegates_is_held_up(plan: Plan, name: str, inside: str) -> None:
+    make(plan)
+    Path(plan.repo.common, name).unlink(missing_ok=True)
+    pipe(Path(plan.repo.common, name))
+    cwd = f"{plan.path if inside == 'a worktree' else plan.repo.top}/src"
+    with pytest.raises(Refused, match="is a named pipe, not a file; remove it"):
+        in_time(lambda: settle(cwd, None))
+
+
+def test_changes_are_not_taken_along_with_a_pipe(plan: Plan) -> None:
+    pipe(Path(str(plan.repo.top), "src", ".gitignore"))
+    with pytest.raises(Refused, match=r"src/\.gitignore is a named pipe, not a file; remove it"):
+        in_time(lambda: snapshot_calling_tree(plan.repo, 7))
 
 
 @pytest.mark.parametrize("name", ["index", "logs/HEAD", "commondir", "gitdir", "HEAD"])

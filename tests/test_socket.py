@@ -442,7 +442,9 @@ def test_a_jobs_own_socket_takes_few_methods(victim: Lab, tmp_path: Path) -> Non
         "jobs.send": {"job": 1},
         "jobs.restart": {"job": 1},
         "jobs.remove": {"job": 1},
+        "jobs.merge": {"job": 1, "cwd": "/"},
         "events.ack": {"name": "me", "seq": 1},
+        "events.forget": {"name": "me"},
     }
     wide = [name for name, method in METHODS.items() if not method.is_narrow]
     other = victim.run("true")

@@ -176,7 +176,7 @@ def fit(columns: dict[str, list[str]], width: int | None) -> None:
 def changes_word(job: View) -> str:
     """``+12 -3``: what there is to take home."""
     stat = (job["result"] or {}).get("diffstat")
-    if not isinstance(stat, dict) or not stat["files"] or not job["worktree"]:
+    if not isinstance(stat, dict) or not stat["files"] or not job["worktree"] or is_merged(job):
         return "-"
     return f"+{stat['insertions']} -{stat['deletions']}"
 

@@ -51,6 +51,7 @@ def main() -> int:
 
 def run(state_dir: str, ready_fd: int | None) -> int:
     os.umask(0o077)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until we serve: a rival may ask for our socket before it is there
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # whoever started us may have blocked some
     os.chdir("/")
     make_private(state_dir)

@@ -466,8 +466,7 @@ class Methods:
     async def do_jobs_merge(self, connection: Connection, ask: protocol.Merge) -> dict[str, Any]:
         if not os.path.isabs(ask.cwd) or "\0" in ask.cwd:
             raise Usage("cwd must be an absolute path", "bad_cwd")
-        if not 0 <= ask.umask <= 0o777:
-            raise Usage("umask must be from 0 to 511 (octal 777)", "bad_umask")
+        check_umask(ask.umask)
         job = self.find(connection, ask.job, ask.owner, exact=True)
         await self.settled(job)
         return await self.merging.merge(job.id, ask)
@@ -621,8 +620,7 @@ def check_words(argv: tuple[str, ...], ask: protocol.Delegate) -> None:
     for name in ask.limits:
         if not name.startswith("RLIMIT_") or not hasattr(resource, name):
             raise Usage(f'limits: there is no limit "{names.escaped(name, 80)}"', "bad_limit")
-    if not 0 <= ask.umask <= 0o777:
-        raise Usage("umask must lie between 0 and 0o777", "bad_umask")
+    check_umask(ask.umask)
     for text in (ask.owner, ask.key):
         if not is_utf8(text):
             raise Usage("owner and key must be text that UTF-8 can hold", "bad_owner")
@@ -636,6 +634,11 @@ def check_words(argv: tuple[str, ...], ask: protocol.Delegate) -> None:
 
 def is_listed(job: Job, ask: protocol.ListJobs) -> bool:
     return isinstance(job.shelf, Kept) and (ask.owner is None or job.owner == ask.owner)
+
+
+def check_umask(mask: int) -> None:
+    if not 0 <= mask <= 0o777:
+        raise Usage("umask must be from 0 to 511 (octal 777)", "bad_umask")
 
 
 def is_utf8(text: str) -> bool:

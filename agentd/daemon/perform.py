@@ -46,7 +46,7 @@ from agentd.daemon.nudges import Nudge
 from agentd.daemon.zygotes import ZygoteLost, Zygotes
 from agentd.git import fill, fingerprint, snapshot, trash, unchanged, worktree
 from agentd.git.plan import Plan, plan_from, tree_of
-from agentd.git.run import GitFailed
+from agentd.git.run import GitFailed, umask
 
 T = TypeVar("T")
 GIT_THREADS = 4
@@ -141,8 +141,9 @@ class Performer:
             await self.engine.apply(job.id, made)
 
     async def _prepare(self, job: Job, plan: Plan) -> on.WorktreeMade | None:
-        has_changes = bool((jobdir.read(self.attempt_dir(job), "spec.json") or {}).get("with_changes"))
-        excluded = await self.in_thread(before_worktree, job_dir(self.state_dir, job), plan, has_changes)
+        spec = jobdir.read(self.attempt_dir(job), "spec.json") or {}
+        folder, has_changes = job_dir(self.state_dir, job), bool(spec.get("with_changes"))
+        excluded = await self.in_thread(before_worktree, folder, plan, has_changes)
         if excluded:
             await self.engine.note(job.id, "worktree.excludes", excluded)
         admin = await self.in_thread(worktree.recover, plan)
@@ -151,7 +152,7 @@ class Performer:
             admin = await self.in_thread(worktree.add, plan)
             if not await self._begin(job, "checkout"):
                 return None
-            await self.in_thread(worktree.checkout, plan, admin)
+            await self.in_thread(checkout, plan, admin, spec.get("umask", 0o077))
         if not await self._begin(job, "fill"):
             return None
         await self.in_thread(note_own_commands, job_dir(self.state_dir, job), plan, admin)
@@ -567,6 +568,15 @@ def note_own_commands(folder: str, plan: Plan, admin: str) -> None:
     """What the configuration of a fresh worktree names: git copies it from the main tree's."""
     known = jobdir.read(folder, "repository.json") or {}
     jobdir.write(folder, "repository.json", known | {"own_commands": fingerprint.command_keys(plan.repo.common, admin)})
+
+
+def checkout(plan: Plan, admin: str, mask: int) -> None:
+    """With the umask of whoever delegated: files are as open as if they had been checked out there."""
+    before = umask.set(mask)
+    try:
+        worktree.checkout(plan, admin)
+    finally:
+        umask.reset(before)
 
 
 def settle_worktree(folder: str, plan: Plan, job: Job) -> tuple[dict[str, object], bool]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from agentd import files
 from agentd.core.errors import Refused, Usage
-from agentd.git.run import GitFailed, Repo, Tree, git
+from agentd.git.run import GitFailed, Repo, Tree, git, refuse_pipes
 
 __all__ = ["Repo", "Settled", "Tree", "calling_tree", "ref_value", "settle"]
 
@@ -32,6 +32,7 @@ def settle(cwd: str, base: str | None) -> Settled:
         raise Usage("base must be a branch, a tag or a commit, not an empty or binary text", code="bad_base")
     if not os.path.isdir(cwd):
         raise Refused(f"cannot start a job in {cwd}: there is no such folder", code="no_folder")
+    _refuse_pipes_above(cwd)
     commit = f"{base or 'HEAD'}^{{commit}}"
     where = ["--git-common-dir", "--absolute-git-dir"]
     try:
@@ -44,6 +45,28 @@ def settle(cwd: str, base: str | None) -> Settled:
     common, git_dir, prefix, top, sha = _fields(lines, 5, cwd)
     repo = Repo(common=_real(cwd, common), top=os.path.realpath(top), git_dir=os.path.realpath(git_dir))
     return Settled(repo, _checked(sha, base, cwd), prefix.rstrip("/"), _current_branch(repo.git_dir))
+
+
+def _refuse_pipes_above(cwd: str) -> None:
+    """In the repository that git will find: a pipe there would hold up everybody who delegates."""
+    here = os.path.realpath(cwd)
+    while not os.path.lexists(os.path.join(here, ".git")):
+        if here == os.path.dirname(here):
+            return
+        here = os.path.dirname(here)
+    git_dir = os.path.join(here, ".git")
+    if not os.path.isdir(git_dir):
+        git_dir = os.path.join(here, _line(git_dir).removeprefix("gitdir: "))
+    refuse_pipes(Repo(git_dir, None, git_dir))
+    common = os.path.join(git_dir, _line(os.path.join(git_dir, "commondir")))
+    refuse_pipes(Repo(common, None, common))
+
+
+def _line(path: str) -> str:
+    try:
+        return os.fsdecode(files.read_file(path)).rstrip("\n")
+    except OSError:
+        return ""
 
 
 def _settle_without_tree(cwd: str, base: str | None, query: list[str]) -> Settled:

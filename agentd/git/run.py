@@ -121,7 +121,7 @@ def git(
     options = list(SAFE)
     if at is not None:
         options.append("safe.bareRepository=explicit")
-        _refuse_pipes(at)
+        refuse_pipes(at)
     argv = [program(), *(word for option in options for word in ("-c", option)), *args]
     environment = _environment(at, index, write) | dict(env or {})
     process = _started(
@@ -147,7 +147,7 @@ def git(
     return stdout
 
 
-def _refuse_pipes(at: Tree | Repo) -> None:
+def refuse_pipes(at: Tree | Repo) -> None:
     """git would wait for ever at a pipe that stands for a file it reads, and read a device without end."""
     for folder in dict.fromkeys((at.common, at.git_dir)):
         refuse_pipe(*(os.path.join(folder, name) for name in READ_BY_GIT))

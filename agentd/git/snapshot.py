@@ -46,6 +46,7 @@ class Dirt:
 def snapshot_calling_tree(repo: Repo, job: int, max_bytes: int = MAX_BYTES) -> str | None:
     """The calling tree as a commit on top of its HEAD, under refs/agentd/snap/<job>; None if it is clean."""
     tree = calling_tree(repo)
+    refuse_pipes_in(tree)
     if git(["ls-files", "-u", "-z"], at=tree):
         message = "cannot take your changes along: files with conflicts; settle them, or drop --with-changes"
         raise Refused(message, code="unmerged")
