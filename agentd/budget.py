@@ -7,9 +7,11 @@ tenth and counts only in money. Money is dollars, by ``rates`` (dollars per mill
 is unknown, and so is a limit on it.
 """
 
+import contextlib
 import json
-import os
 from typing import Any
+
+from agentd import files
 
 Record = dict[str, Any]
 NEARLY = 0.8
@@ -35,25 +37,27 @@ class Spending:
     def look(self) -> None:
         """Count what the transcript has had added since the last look."""
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+            file = files.open_file(self.path)
+        except OSError:  # it is not there yet, or no file
             return
-        with os.fdopen(fd, "rb") as file:
+        with file:
             file.seek(self.offset)
             for line in file:
                 if not line.endswith(b"\n"):
                     return
                 self.offset += len(line)
                 if b'"usage"' in line:
-                    self.count(json.loads(line))
+                    with contextlib.suppress(ValueError, TypeError, OverflowError, RecursionError):
+                        self.count(json.loads(line))  # a line that is no runner's counts nothing
 
-    def count(self, record: Record) -> None:
-        usage = record.get("usage")
+    def count(self, record: object) -> None:
+        usage = record.get("usage") if isinstance(record, dict) else None
         if not isinstance(usage, dict):
             return
+        tokens, cost = tokens_of(usage), cost_of(usage, self.rates) or 0.0
         self.spent["turns"] += 1
-        self.spent["tokens"] += tokens_of(usage)
-        self.spent["cost"] += cost_of(usage, self.rates) or 0.0
+        self.spent["tokens"] += tokens
+        self.spent["cost"] += cost
 
     def exceeded(self) -> str | None:
         """The limit that is reached: "turns", "tokens" or "cost"."""
@@ -73,7 +77,11 @@ class Spending:
 
 def tokens_of(usage: Record) -> int:
     names = ("input_tokens", "cache_creation_input_tokens", "output_tokens")
-    return sum(int(usage.get(name) or 0) for name in names)
+    return sum(amount(usage, name) for name in names)
+
+
+def amount(usage: Record, name: str) -> int:
+    return max(0, int(usage.get(name) or 0))
 
 
 def cost_of(usage: Record, rates: Record | None) -> float | None:
@@ -86,8 +94,8 @@ def cost_of(usage: Record, rates: Record | None) -> float | None:
         "cache_read": "cache_read_input_tokens",
         "cache_write": "cache_creation_input_tokens",
     }
-    dollars = sum(float(rates[rate]) * int(usage.get(name) or 0) for rate, name in parts.items()) / 1e6
+    dollars = sum(float(rates[rate]) * amount(usage, name) for rate, name in parts.items()) / 1e6
     tier = rates.get("above")
-    if tier and sum(int(usage.get(parts[rate]) or 0) for rate in parts if rate != "output") > tier["prompt_tokens"]:
+    if tier and sum(amount(usage, parts[rate]) for rate in parts if rate != "output") > tier["prompt_tokens"]:
         dollars *= tier["factor"]
     return dollars

@@ -327,8 +327,8 @@ def test_what_its_runner_says_is_shown_in_its_place(agentd: Shell, script: Calla
     id = delegate(agentd, "ask")
     assert agentd("wait", id).code == 0
     lines = [line for line in agentd.ok("logs", id).splitlines() if line]
-    kinds = dict.fromkeys(line.split()[0] for line in lines if not line.startswith(" "))
-    assert list(kinds) == ["start", "task", "failed", "parked", "stderr", "goes", "says", "ended", "spent"]
+    kinds = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert kinds == ["start", "task", "failed", "parked", "stderr", "goes", "says", "ended", "spent"]
     records = [json.loads(line) for line in agentd.ok("logs", "--json", id).splitlines()]
     assert any(one["type"] == "err" and one["text"].startswith("agentd: parked: ") for one in records)
 

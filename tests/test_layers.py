@@ -33,7 +33,7 @@ RINGS: dict[str, set[str]] = {
     "scripted": set(),
     # small processes that outlive the daemon; a zygote forks keepers, and loads runners by the dotted name
     # in the spec
-    "budget": set(),
+    "budget": {"files"},
     "keeper": {"budget", "jobdir", "protocol", "process", "paths", "files"},
     "zygote": {"jobdir", "protocol", "process", "paths", "files", "keeper", "budget"},
     # the client starts the daemon as `sys.executable -m agentd.daemon`, never by importing it

@@ -421,7 +421,7 @@ class Performer:
         while True:
             before = self.engine.jobs[job.id].progress or Progress()
             records, offset = transcripts.read(f"{path}/transcript.ndjson", before.offset)
-            if not records:
+            if offset == before.offset:
                 return
             progress, told = transcripts.after(before, records, rates)
             progress = replace(progress, offset=offset)

@@ -1,19 +1,27 @@
 """From a runner's transcript to what is told of its job: read on from where the last commit had come, so that each
-record is told once, whoever dies in between."""
+record is told once, whoever dies in between.
+
+The file lies where the agent's commands can write, too. What is no record of a runner's is passed over: it must not
+stop what comes after it, nor reach the store.
+"""
 
 import json
-import os
 from collections.abc import Iterable
 from typing import Any
 
+from msgspec import MsgspecError
 from msgspec.structs import replace
 
+from agentd import files
 from agentd.budget import cost_of, tokens_of
+from agentd.core import text
 from agentd.core.events import Told
 from agentd.core.job import Parked, Progress, Question
 
 Record = dict[str, Any]
 MOST_AT_ONCE = 4 << 20
+LAST_MOMENT = 1e11
+"""No clock of ours will say more."""
 WORDS = 4000
 """Characters of a text that are told in an event; the transcript has all of it."""
 
@@ -21,18 +29,27 @@ WORDS = 4000
 def read(path: str, offset: int) -> tuple[list[Record], int]:
     """The whole records from ``offset`` on (not more than some megabytes at once), and the offset after them."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        file = files.open_file(path)
+    except OSError:  # it is not there yet, or no file
         return [], offset
     records, end = [], offset
-    with os.fdopen(fd, "rb") as file:
+    with file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n") or end - offset > MOST_AT_ONCE:
                 break
-            records.append(json.loads(line))
+            if (record := parsed(line)) is not None:
+                records.append(record)
             end += len(line)
     return records, end
+
+
+def parsed(line: bytes) -> Record | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def after(progress: Progress, records: Iterable[Record], rates: Record | None) -> tuple[Progress, list[Told]]:
@@ -40,12 +57,12 @@ def after(progress: Progress, records: Iterable[Record], rates: Record | None) -
     told: list[Told] = []
     before = progress
     for record in records:
-        usage = record.get("usage")
-        if isinstance(usage, dict):
-            progress = spent(progress, usage, rates)
-        arrow = ARROWS.get(record["type"])
-        if arrow is not None:
-            progress = arrow(progress, record, told)
+        news: list[Told] = []
+        try:
+            progress = step(progress, record, rates, news)
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, MsgspecError):
+            continue
+        told += news
     if (progress.turns, progress.doing) != (before.turns, before.doing):
         data: dict[str, object] = {
             "turns": progress.turns,
@@ -55,6 +72,21 @@ def after(progress: Progress, records: Iterable[Record], rates: Record | None) -
         }
         told.append(Told("job.progress", data))
     return progress, told
+
+
+def step(progress: Progress, record: Record, rates: Record | None, told: list[Told]) -> Progress:
+    """What one record makes of it; some error or other if it is none that can be stored."""
+    if not all(0 <= record.get(name, 0) < LAST_MOMENT for name in ("at", "until")):
+        raise ValueError("no time of ours")
+    usage = record.get("usage")
+    if isinstance(usage, dict):
+        progress = spent(progress, usage, rates)
+    arrow = ARROWS.get(record["type"])
+    if arrow is not None:
+        progress = arrow(progress, record, told)
+    text.encode([one.data for one in told])
+    checked: Progress = text.decode(text.encode(progress), Progress)
+    return checked
 
 
 def spent(progress: Progress, usage: Record, rates: Record | None) -> Progress:
@@ -127,5 +159,5 @@ ARROWS = {
 def call_words(record: Record) -> str:
     """``bash: make test``: the tool, and the first of its arguments that is a text."""
     given = record.get("input") or {}
-    text = next((value for value in given.values() if isinstance(value, str)), "")
-    return f"{record['tool']}: {text.splitlines()[0] if text else ''}"[:200].rstrip(": ")
+    words = next((value for value in given.values() if isinstance(value, str)), "").strip()
+    return f"{record['tool']}: {words.splitlines()[0] if words else ''}"[:200].rstrip(": ")

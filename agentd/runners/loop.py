@@ -280,7 +280,8 @@ class Loop:
         except Busy as busy:
             self.write("failed", why=str(busy))
             self.refusals += 1
-            self.parked_until = self.parking.until(self.refusals, busy.after)
+            # In milliseconds, as the others read it: what we shared ourselves is not told a second time.
+            self.parked_until = round(self.parking.until(self.refusals, busy.after), 3)
             if busy.is_shared:
                 self.parking.share(self.parked_until, str(busy))
             self.tell_parked(str(busy))
