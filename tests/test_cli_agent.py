@@ -7,7 +7,9 @@ import re
 import select
 import signal
 import subprocess
+import sysconfig
 import threading
+import venv
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -123,6 +125,21 @@ def test_what_does_not_go_together_is_refused_in_a_line(agentd: Shell, script: C
     for value in ("-1", "nan", "inf", "much"):
         assert "--max-cost" in refusal("delegate", "--max-cost", value, "x")
     assert agentd.json("ps", "-a", "--json") == []
+
+
+def test_without_the_sdk_the_refusal_says_how_to_install_it(agentd: Shell, tmp_path: Path) -> None:
+    """An environment like this one, with all packages but that one."""
+    venv.create(tmp_path / "venv", symlinks=True)
+    (packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith("anthropic") and not (packages / entry.name).exists():
+            (packages / entry.name).symlink_to(entry)
+    command = [str(tmp_path / "venv" / "bin" / "python"), "-m", "agentd"]
+    done = subprocess.run([*command, "delegate", "fix it"], capture_output=True, text=True, cwd=agentd.cwd)
+    told = "agentd: the built-in agent needs the Anthropic SDK: pip install 'agentd[agent]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+    done = subprocess.run([*command, "run", "true"], capture_output=True, text=True, cwd=agentd.cwd)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_limit_ends_it_and_is_named(agentd: Shell, script: Callable[[Any], None]) -> None:
