@@ -139,6 +139,7 @@ def test_sent_to_one_that_died_before_it_looked(lab: Lab) -> None:
     assert again.wait() == 0
     assert [record["text"] for record in again.records("accepted")] == ["hello"]
     assert "Message from your user:\nhello" in texts(lab.requests()[1]["body"]["messages"][-1])
+    door.open()  # what the first one had begun: no keeper is here to end it
 
 
 def test_a_line_that_is_no_input_is_told_and_left_out(lab: Lab) -> None:

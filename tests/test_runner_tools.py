@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import faultlab
 import pytest
 
 from agentd.runners import tools
@@ -373,7 +374,7 @@ def test_output_without_end_does_not_hold_us(tree: Path) -> None:
 def test_nothing_is_left_running(tree: Path) -> None:
     (told,) = commands(tree, {"command": "sleep 1000 & echo $!"})
     pid = told.split()[0]
-    assert not os.path.exists(f"/proc/{pid}") or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    faultlab.until(lambda: faultlab.state_of(int(pid)) in ("", "Z"))
 
 
 # --- what tools give back -----------------------------------------------------------------------------------
