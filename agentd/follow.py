@@ -1,7 +1,7 @@
 """Reading a job's output from its files, in order of arrival, and following it while it is being written.
 
 The daemon is on no path here: everything works while it is dead. What the reader of a log can rely on is said in
-:class:`agentd.keeper.Log`: at most one stream has bytes that are not yet in the index, and its record is written
+:class:`agentd.output.Log`: at most one stream has bytes that are not yet in the index, and its record is written
 before the other stream is touched.
 
 Following waits on two descriptors and never polls: the keeper's socket (``{"follow": [out, err]}`` is answered once

@@ -11,31 +11,25 @@ What makes that safe:
   keeper dies first, the pipe ends, the fork notes in noexec-PID.json that it never ran, and the adopter starts
   it then. So an attempt is executed once.
 * **The status is written before it is reaped.** While exit.json is absent, the zombie still has it.
-* **splice moves a pipe buffer whole or not at all,** so bytes are in the FIFO or in the log, never in us.
-  The log's offset is its size. Standard input works the same way round: the kernel's file position, shared
-  with the zygote's copy of the descriptor, is how far it was read.
+* **Bytes are in the FIFO or in the log, never in us** (:mod:`agentd.output`). Standard input works the same way
+  round: the kernel's file position, shared with the zygote's copy of the descriptor, is how far it was read.
 
 One thread, one poll loop, no import that costs memory.
 """
 
 import contextlib
 import errno
-import fcntl
 import functools
-import importlib
 import json
 import os
-import resource
 import select
 import signal
 import socket
-import sys
 import time
-import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
-from agentd import jobdir, process
+from agentd import jobdir, launch, output, process
 from agentd.budget import Spending
 from agentd.jobdir import Record
 
@@ -46,10 +40,6 @@ LADDER = [["INT", 0.0], ["TERM", 5.0], ["KILL", 15.0]]
 LEFTOVER_GRACE = 2.0
 LEFTOVER_LADDER = [["INT", 0.0], ["TERM", 1.0], ["KILL", 3.0]]
 UNKILLABLE_AFTER = 30.0
-INDEX_EVERY_NS = 50_000_000
-PIPE_BYTES = 256 * 1024
-SPLICE_BYTES = 1 << 20
-FIRST_HIGH_FD = 100
 
 
 def keep(path: str, fds: dict[str, int], escrow: socket.socket | None) -> int:
@@ -80,7 +70,7 @@ class Keeper:
         self.poll = select.poll()
         self.handlers: dict[int, Callable[[int], None]] = {}
         self.timers: dict[str, float] = {}
-        self.log = Log(path, int(spec.get("log_max") or 0))
+        self.log = output.Log(path, int(spec.get("log_max") or 0))
         self.followers: dict[int, tuple[int, int]] = {}
         self.connections: dict[int, socket.socket] = {}
         self.watched: dict[int, int] = {}  # pidfds of leftovers that are not our children: pidfd -> pid
@@ -142,10 +132,10 @@ class Keeper:
     def open_fifos(self, must_be_held: bool) -> None:
         for stream in jobdir.STREAMS:
             path = f"{self.path}/{stream}.fifo"
-            held = open_held(path)
+            held = output.open_held(path)
             if held is None and must_be_held:
                 self.is_log_whole = False
-            self.fifos[stream] = open_fifo(path) if held is None else held
+            self.fifos[stream] = output.open_fifo(path) if held is None else held
 
     def loop(self) -> None:
         for stream, fd in self.fifos.items():
@@ -204,7 +194,7 @@ class Keeper:
         if pid == 0:
             try:
                 os.close(go_write)
-                become_agent(self.path, self.spec, self.fds, tree_life, go_read, unset)
+                launch.become_agent(self.path, self.spec, self.fds, tree_life, go_read, unset)
             finally:
                 os._exit(125)
         for fd in (
@@ -762,7 +752,7 @@ class Keeper:
             return
         self.unwatch(pipe)
         try:
-            while os.splice(file, pipe, SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK):
+            while os.splice(file, pipe, output.SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK):
                 pass
         except BlockingIOError:
             self.watch(pipe, lambda _: self.pump_input(), select.POLLOUT)
@@ -916,142 +906,6 @@ class Keeper:
         self.nudge("look")
 
 
-class Log:
-    """Both streams' segments and the index. The only writer: byte 0 of life.lock is held.
-
-    An index record says how far a stream had grown at a moment. At most one stream has bytes that are not yet
-    in the index (``pending``), because a record is written before the other stream is touched: so the order of
-    arrival of every byte is known even if the keeper dies between splice and record.
-    """
-
-    def __init__(self, path: str, limit: int) -> None:
-        self.path = path
-        self.segment_bytes = max(65536, limit // 8) if limit else 0
-        self.limit = limit
-        self.ends = {stream: jobdir.size(path, stream) for stream in jobdir.STREAMS}
-        self.files: dict[str, tuple[int, int]] = {}  # stream -> (descriptor, logical start of its segment)
-        self.index = os.open(f"{path}/log.index", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self.index_size = os.fstat(self.index).st_size // jobdir.INDEX_RECORD.size * jobdir.INDEX_RECORD.size
-        self.indexed = {stream: 0 for stream in jobdir.STREAMS}
-        for arrival in jobdir.arrivals(path):
-            self.indexed[arrival.stream] = arrival.end
-        self.indexed_at = 0
-        self.synced: dict[str, int] = {}
-        self.pending: str | None = next((s for s in jobdir.STREAMS if self.ends[s] > self.indexed[s]), None)
-
-    def take(self, fifo: int, stream: str) -> int:
-        """Move at most one piece from the FIFO to the log; 0 when the FIFO is empty."""
-        if self.pending is not None and self.pending != stream:
-            self.write_index()
-        if self.needs_file(stream) and not is_readable(fifo):
-            return 0  # no file for nothing: there may be no inode left, and an attempt must be able to end
-        file, start = self.segment(stream)
-        room = start + self.segment_bytes - self.ends[stream] if self.segment_bytes else SPLICE_BYTES
-        try:
-            count = move(fifo, file, min(room, SPLICE_BYTES))
-        except BlockingIOError:
-            return 0
-        self.ends[stream] += count
-        if count:
-            self.pending = stream
-            if time.time_ns() - self.indexed_at > INDEX_EVERY_NS:
-                self.write_index()
-        return count
-
-    def needs_file(self, stream: str) -> bool:
-        held = self.files.get(stream)
-        return held is None or bool(self.segment_bytes and self.ends[stream] - held[1] >= self.segment_bytes)
-
-    def segment(self, stream: str) -> tuple[int, int]:
-        held = self.files.get(stream)
-        end = self.ends[stream]
-        if held is not None and not self.needs_file(stream):
-            return held
-        existing = jobdir.segments(self.path, stream)
-        start = existing[-1].start if existing and held is None else end
-        if held is not None:
-            os.fdatasync(held[0])
-            os.close(held[0])
-            del self.files[stream]
-        fd = os.open(f"{self.path}/log.{stream}.{start}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.lseek(fd, 0, os.SEEK_END)
-        self.files[stream] = (fd, start)
-        self.drop_old(stream)
-        return self.segment(stream) if held is None else self.files[stream]
-
-    def drop_old(self, stream: str) -> None:
-        if not self.limit:
-            return
-        held = jobdir.segments(self.path, stream)
-        while len(held) > 1 and self.ends[stream] - held[1].start >= self.limit - self.segment_bytes:
-            jobdir.remove_quietly(held.pop(0).path)
-
-    def write_index(self) -> None:
-        stream = self.pending
-        if stream is None:
-            return
-        now = time.time_ns()
-        record = jobdir.INDEX_RECORD.pack(now, self.ends[stream], jobdir.STREAMS.index(stream))
-        try:
-            written = os.pwrite(self.index, record, self.index_size)
-        except OSError as error:
-            if not jobdir.is_full(error):
-                raise
-            return
-        if written == len(record):
-            self.index_size += written
-            self.indexed_at = now
-            self.pending = None
-
-    def sync(self) -> None:
-        if self.ends == self.synced:
-            return
-        self.write_index()
-        for fd, _ in self.files.values():
-            os.fdatasync(fd)
-        os.fdatasync(self.index)
-        self.synced = dict(self.ends)
-
-
-def move(source: int, target: int, count: int) -> int:
-    """splice; where that is missing or switched off, a copy (which a kill can tear, and doctor says so)."""
-    if not process.without("splice"):
-        try:
-            return os.splice(source, target, count, flags=os.SPLICE_F_NONBLOCK)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-    data = os.read(source, min(count, 65536))
-    jobdir.write_all(target, data)
-    return len(data)
-
-
-def open_fifo(path: str) -> int:
-    try:
-        os.mkfifo(path, 0o600)
-    except FileExistsError:
-        pass
-    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-def open_held(path: str) -> int | None:
-    """A FIFO that somebody has open, None if nobody has: then what was in it died with its last holder."""
-    try:
-        holding = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        return open_fifo(path)
-    finally:
-        os.close(holding)
-
-
-def is_readable(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
 def drain(fd: int) -> None:
     try:
         while os.read(fd, 512):
@@ -1075,142 +929,3 @@ def exit_record(si_code: int, si_status: int) -> Record:
     if si_code == os.CLD_EXITED:
         return {"code": si_status, "signal": None}
     return {"code": None, "signal": si_status, "core": si_code == os.CLD_DUMPED}
-
-
-# --- in the agent's process, between fork and exec ----------------------------------------------------------
-
-
-def become_agent(path: str, spec: Record, fds: dict[str, int], life: int, go: int, by_rlimit: list[str]) -> NoReturn:
-    """Set everything up, wait for "go", then be the agent. What fails is noted in noexec-PID.json."""
-    what, note = "set up", f"noexec-{os.getpid()}.json"
-    process.set_name(f"agentd-agent {spec['job']}.{spec['attempt']}")
-    try:
-        jobdir.remove_quietly(f"{path}/{note}")  # of a fork that had this number before
-        os.setsid()
-        restore_signals()
-        environment = dict(spec["env"])
-        if "secrets" in fds:
-            environment |= json.loads(os.pread(fds["secrets"], os.fstat(fds["secrets"]).st_size, 0))
-        kept = place_descriptors(path, fds, life)
-        os.umask(spec.get("umask", 0o077))
-        set_limits(spec, by_rlimit)
-        if os.read(go, 1) != b"g":
-            jobdir.write_final(path, note, {"errno": None, "error": "the keeper died before the start"})
-            os._exit(125)
-        what = f"enter {spec['cwd']}"
-        os.chdir(spec["cwd"])
-        environment["PWD"] = spec["cwd"]
-        if spec.get("runner"):
-            what = f"load the runner {spec['runner']}"
-            become_runner(path, spec, environment, kept)
-        what = f"run {spec['argv'][0]}"
-        execute(spec["argv"], environment)
-    except Exception as error:
-        missing_folder = what.startswith("enter")
-        number = getattr(error, "errno", None) or errno.EINVAL
-        text = f"cannot {what}: {os.strerror(number) if isinstance(error, OSError) else error}"
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # its caller's limit on files may be too small for the note
-        jobdir.write_final(path, note, {"errno": number, "error": text, "folder": missing_folder})
-    os._exit(125)
-
-
-def restore_signals() -> None:
-    signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals():
-        if number not in (signal.SIGKILL, signal.SIGSTOP) and number < 32:
-            signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-
-
-def become_runner(path: str, spec: Record, environment: dict[str, str], kept: list[int]) -> NoReturn:
-    """A program of ours, imported before the fork. What would be closed at an exec is closed here."""
-    main = runner(spec["runner"]).main
-    os.environ.clear()
-    os.environ.update(environment)
-    process.close_all_but({0, 1, 2, *kept})
-    process.set_name(f"agentd-{spec['runner']} {spec['job']}.{spec['attempt']}")
-    code = 125
-    try:
-        failed = os.waitstatus_to_exitcode(os.system(spec["setup"])) if spec.get("setup") else 0
-        if failed:
-            print(f"agentd: the set-up command failed with code {failed}", file=sys.stderr)
-        code = failed or main(path, spec)
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-        os._exit(code)
-
-
-def runner(name: str) -> Any:
-    """The module of a runner: ``warm()`` is called in the zygote, ``main(path, spec)`` in the agent's process."""
-    return importlib.import_module(f"agentd.runners.{name}")
-
-
-def place_descriptors(path: str, fds: dict[str, int], life: int) -> list[int]:
-    """0 to 2, and the anchors and the life.lock, which are returned; all else is close-on-exec. The anchors are opened
-    for reading and writing, so the FIFOs have a reader as long as the tree lives: no SIGPIPE, no byte is dropped."""
-    stdin = fds.get("stdin_read")
-    if stdin is None:
-        stdin = os.open("/dev/null", os.O_RDONLY)
-    fifos = [os.open(f"{path}/{stream}.fifo", os.O_RDWR | os.O_CLOEXEC) for stream in jobdir.STREAMS]
-    kept = [keep_high(fd) for fd in (life, *fifos)]
-    out = os.open(f"{path}/out.fifo", os.O_WRONLY | os.O_CLOEXEC)
-    err = os.open(f"{path}/err.fifo", os.O_WRONLY | os.O_CLOEXEC)
-    for target, fd in enumerate((stdin, out, err)):
-        # None of the three is below 3: keeper and zygote keep 0 to 2 occupied.
-        os.dup2(fd, target, inheritable=True)
-    return kept
-
-
-def keep_high(fd: int) -> int:
-    try:
-        high = fcntl.fcntl(fd, fcntl.F_DUPFD, FIRST_HIGH_FD)
-    except OSError:
-        high = fcntl.fcntl(fd, fcntl.F_DUPFD, 10)
-    os.set_inheritable(high, True)
-    return high
-
-
-def set_limits(spec: Record, by_rlimit: list[str]) -> None:
-    """The caller's limits; where no control group can hold a ceiling, it becomes a limit too."""
-    wanted = {getattr(resource, name): tuple(pair) for name, pair in (spec.get("limits") or {}).items()}
-    if "memory" in by_rlimit:
-        wanted[resource.RLIMIT_AS] = (spec["memory"], spec["memory"])
-    if "processes" in by_rlimit:
-        wanted[resource.RLIMIT_NPROC] = (spec["processes"], spec["processes"])
-    for number, (soft, hard) in wanted.items():
-        try:
-            resource.setrlimit(number, (soft, hard))
-        except (ValueError, OSError):
-            _, ceiling = resource.getrlimit(number)
-            try:
-                resource.setrlimit(number, (soft if ceiling < 0 or 0 <= soft <= ceiling else ceiling, ceiling))
-            except (ValueError, OSError):
-                continue
-
-
-def execute(argv: list[str], environment: dict[str, str]) -> NoReturn:
-    """execvp, as a shell would: PATH of the job, and a file without an interpreter line is a shell script."""
-    encoded = {os.fsencode(k): os.fsencode(v) for k, v in environment.items()}
-    refused: OSError | None = None
-    for candidate in candidates(argv[0], environment.get("PATH", os.defpath)):
-        try:
-            os.execve(candidate, argv, encoded)
-        except OSError as error:
-            if error.errno == errno.ENOEXEC:
-                os.execve("/bin/sh", ["sh", candidate, *argv[1:]], encoded)
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                refused = refused or error
-                if error.errno not in (errno.EACCES,):
-                    raise
-    raise refused or OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-
-
-def candidates(program: str, path: str) -> list[str]:
-    if "/" in program:
-        return [program]
-    return [os.path.join(folder or ".", program) for folder in path.split(":")]

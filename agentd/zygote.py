@@ -28,7 +28,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from agentd import __version__, jobdir, keeper, process
+from agentd import __version__, jobdir, keeper, launch, output, process
 
 MESSAGE_BYTES = 65536
 MAX_FDS = 8
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     process.set_name("agentd-zygote" if kind == jobdir.PLAIN else f"agentd-zygote {kind}")
     control = socket.socket(fileno=fd)
     if kind != jobdir.PLAIN:
-        keeper.runner(kind).warm()
+        launch.runner(kind).warm()
     gc.collect()
     gc.freeze()
     Zygote(jobdir.zygote_socket(state_dir, kind), control).run()
@@ -220,9 +220,9 @@ class Zygote:
         held = self.held[path]
         for stream in jobdir.STREAMS:
             if stream not in held:
-                held[stream] = keeper.open_fifo(f"{path}/{stream}.fifo")
+                held[stream] = output.open_fifo(f"{path}/{stream}.fifo")
                 with contextlib.suppress(OSError):  # over the user's quota: the pipe stays smaller
-                    fcntl.fcntl(held[stream], fcntl.F_SETPIPE_SZ, keeper.PIPE_BYTES)
+                    fcntl.fcntl(held[stream], fcntl.F_SETPIPE_SZ, output.PIPE_BYTES)
         if request.get("stdin") and "stdin" not in held:
             held["stdin_read"], held["stdin"] = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(held["stdin"], False)
@@ -402,7 +402,7 @@ class Zygote:
         their bytes are lost), and a pidfd of its leader, which may be the child of process 1 by now."""
         held = self.held.setdefault(path, {})
         for stream in jobdir.STREAMS:
-            if stream not in held and (fd := keeper.open_held(f"{path}/{stream}.fifo")) is not None:
+            if stream not in held and (fd := output.open_held(f"{path}/{stream}.fifo")) is not None:
                 held[stream] = fd
         agent = jobdir.read(path, "agent.json")
         if agent is not None and jobdir.read(path, "exit.json") is None:

@@ -72,3 +72,24 @@ def test_files_are_as_open_as_in_the_callers_own_checkout(tmp_path: Path) -> Non
             id = scene.delegate(script, in_place=False, cwd=top, umask=mask)
             scene.wait(id)
             assert scene.log(id).split() == modes.encode().split()
+
+
+def test_nobody_at_a_prompt_waits_for_a_look_at_a_large_tree(tmp_path: Path) -> None:
+    """What of it the job has not is told by an event; of a small tree it is in the answer."""
+    small, large = make_repo(tmp_path / "small"), make_repo(tmp_path / "large")
+    blob = run(large, "hash-object", "-w", "/dev/null")
+    listed = "".join(f"100644 {blob} 0\t{'d' * 90}/{n}\n" for n in range(8000))
+    subprocess.run(["git", "-C", large, "update-index", "--index-info"], input=listed, text=True, check=True)
+    run(large, "commit", "-q", "-m", "many")
+    for top in (small, large):
+        Path(top, "mine.txt").write_text("mine")
+    with Scene(tmp_path) as scene:
+        options = {"cwd": small, "environment": scene.environment()}
+        answer = scene.client.delegate_answer(["true"], **options)
+        assert answer["is_tree_known"] and answer["excluded"]["untracked"] == 1
+        answer = scene.client.delegate_answer(["true"], **(options | {"cwd": large}))
+        assert not answer["is_tree_known"] and answer["excluded"] is None
+        id = answer["job"]["id"]
+        scene.wait(id)
+        (told,) = [event for event in scene.events("worktree.excludes") if event["job"] == id]
+        assert told["data"]["untracked"] == 1

@@ -34,8 +34,10 @@ RINGS: dict[str, set[str]] = {
     # small processes that outlive the daemon; a zygote forks keepers, and loads runners by the dotted name
     # in the spec
     "budget": {"files"},
-    "keeper": {"budget", "jobdir", "protocol", "process", "paths", "files"},
-    "zygote": {"jobdir", "protocol", "process", "paths", "files", "keeper", "budget"},
+    "output": {"jobdir", "process", "paths", "files"},
+    "launch": {"jobdir", "process", "paths", "files"},
+    "keeper": {"budget", "output", "launch", "jobdir", "protocol", "process", "paths", "files"},
+    "zygote": {"keeper", "budget", "output", "launch", "jobdir", "protocol", "process", "paths", "files"},
     # the client starts the daemon as `sys.executable -m agentd.daemon`, never by importing it
     "client": {"core", "protocol", "jobdir", "process", "paths", "files"},
     # reads an attempt's files and listens to its keeper: works while the daemon is dead
@@ -70,7 +72,7 @@ CONVERSATION = {f"agentd/runners/{name}.py" for name in ("loop", "conversation",
 WAITING = {"asyncio"}
 
 # Each of these processes exists once per attempt or once per kind of agent, and must start at once.
-SMALL = {"budget", "keeper", "zygote", "jobdir", "process", "files"}
+SMALL = {"budget", "output", "launch", "keeper", "zygote", "jobdir", "process", "files"}
 HEAVY = {
     *{"asyncio", "subprocess", "multiprocessing", "concurrent", "logging", "sqlite3", "ssl", "http"},
     *{"urllib", "msgspec", "pydantic", "typer", "rich", "psutil", "filelock", "watchdog", "anthropic"},

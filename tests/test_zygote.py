@@ -29,7 +29,7 @@ def test_a_daemon_that_is_behind_gets_every_answer_with_the_right_descriptors(tm
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
-            command = [sys.executable, "-m", "agentd.zygote", str(theirs.fileno()), str(tmp_path), jobdir.PLAIN]
+            command = [sys.executable, "-m", "agentd.zygote", str(theirs.fileno()), str(tmp_path), "command"]
             zygote = subprocess.Popen(command, pass_fds=(theirs.fileno(),))
         paths = {number: attempt(tmp_path, number) for number in range(1, JOBS + 1)}
         for number, path in paths.items():

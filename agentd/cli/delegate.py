@@ -75,6 +75,8 @@ def delegate(
         return
     if job["base"]:
         options.say(render.base_sentence(answer, with_changes))
+    if not answer["is_tree_known"]:
+        options.say(f"what you have not committed, if anything, is not in job {job['id']}; use --with-changes")
     if excluded:
         options.say(render.excluded_sentence(job["id"], excluded))
 

@@ -44,12 +44,15 @@ from agentd.daemon.server import Connection
 from agentd.daemon.views import event_view, iso, job_view
 from agentd.git import repository, snapshot
 from agentd.git.plan import Plan
+from agentd.git.run import Repo
 from agentd.protocol import Request
 from agentd.store import Entry
 
 SECRET_MARKS = ("KEY", "TOKEN", "SECRET", "PASSW", "CREDENTIAL")
 ENDING_SIGNALS = ("HUP", "INT", "QUIT", "TERM", "KILL", "ABRT")
 DIRT_PATIENCE_S = 0.015
+SMALL_INDEX = 1 << 20
+"""Bytes of git's index: some ten thousand files."""
 SETTLE_PATIENCE_S = 60.0
 KEEPER_PATIENCE_S = 10.0
 
@@ -165,7 +168,13 @@ class Methods:
         if ask.key:
             known = self.engine.jobs.by_key.get(ask.key)
             if known is not None:
-                return {"job": job_view(self.engine.jobs[known]), "excluded": None, "base_ref": None, "snapshot": None}
+                return {
+                    "job": job_view(self.engine.jobs[known]),
+                    "excluded": None,
+                    "is_tree_known": True,
+                    "base_ref": None,
+                    "snapshot": None,
+                }
         parent = self.engine.jobs.get(connection.job) if connection.job is not None else None
         if ask.name is not None:
             names.check_name(ask.name)
@@ -223,8 +232,9 @@ class Methods:
     ) -> dict[str, Any]:
         settled, dirt, taken = None, None, None
         if not ask.in_place:
-            dirt = asyncio.ensure_future(self.performer.in_thread(look_for_dirt, ask.cwd, ask.with_changes))
             settled = await self.performer.in_prompt_thread(repository.settle, ask.cwd, ask.base)
+            if not ask.with_changes and is_soon_looked_at(settled.repo):
+                dirt = asyncio.ensure_future(self.performer.in_prompt_thread(look_for_dirt, settled.repo))
         elif not os.path.isdir(ask.cwd):
             raise Refused(f"cannot run in {names.escaped(ask.cwd)}: there is no such folder", "no_folder")
         id, self.next_id = self.next_id, self.next_id + 1
@@ -282,9 +292,14 @@ class Methods:
         async with self.performer.keeping(job, hidden):
             await self.engine.add(job, [Notice("job.created", created), Notice("job.queued", {})])
         view = job_view(self.engine.jobs[id])
-        excluded = await ready_in_time(dirt) if dirt is not None else None
-        base_ref = settled.ref if settled is not None else None
-        return {"job": view, "excluded": excluded, "base_ref": base_ref, "snapshot": taken}
+        is_tree_known = dirt is not None and await is_done_in_time(dirt)
+        return {
+            "job": view,
+            "excluded": dirt.result() if dirt is not None and is_tree_known else None,
+            "is_tree_known": is_tree_known or ask.in_place or ask.with_changes,
+            "base_ref": settled.ref if settled is not None else None,
+            "snapshot": taken,
+        }
 
     def split_environment(self, ask: protocol.Delegate, more: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
         """What may be written down, and what travels in memory only. ``more``: variables that are granted."""
@@ -695,12 +710,17 @@ def append_input(path: str, data: bytes, eof: bool) -> None:
         jobdir.write(path, "stdin.eof", {})
 
 
-def look_for_dirt(cwd: str, with_changes: bool) -> dict[str, object] | None:
+def is_soon_looked_at(repo: Repo) -> bool:
+    """Of a large tree it is told later, by an event: nobody at a prompt waits for a look at 50,000 files."""
+    with contextlib.suppress(OSError):
+        return os.stat(f"{repo.git_dir}/index").st_size < SMALL_INDEX
+    return True
+
+
+def look_for_dirt(repo: Repo) -> dict[str, object] | None:
     """What of the user's tree the job will not have; None if nothing, or if it cannot be told."""
-    if with_changes:
-        return None
     with contextlib.suppress(Exception):
-        found = snapshot.dirt(repository.settle(cwd, None).repo)
+        found = snapshot.dirt(repo)
         if found.modified or found.untracked:
             return {
                 "modified": found.modified,
@@ -710,6 +730,6 @@ def look_for_dirt(cwd: str, with_changes: bool) -> dict[str, object] | None:
     return None
 
 
-async def ready_in_time(work: "asyncio.Future[dict[str, object] | None]") -> dict[str, object] | None:
+async def is_done_in_time(work: "asyncio.Future[dict[str, object] | None]") -> bool:
     done, _ = await asyncio.wait([work], timeout=DIRT_PATIENCE_S)
-    return work.result() if done else None
+    return bool(done)

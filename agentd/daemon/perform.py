@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +51,7 @@ from agentd.git.run import GitFailed, umask
 
 T = TypeVar("T")
 GIT_THREADS = 4
+NICENESS = 5
 KEEPER_PAUSE_S = 0.02
 PATHS_TOLD = 50
 RECORDS = ("end", "exit", "kill", "agent")
@@ -66,7 +68,8 @@ class Performer:
         """Open a job's own narrow socket."""
         self.start_again: Callable[[Job], None]
         self.stop_listening_for: Callable[[str], None]
-        self.threads = ThreadPoolExecutor(GIT_THREADS, thread_name_prefix="git")
+        self.threads = ThreadPoolExecutor(GIT_THREADS, thread_name_prefix="git", initializer=be_nice)
+        """Their gits give way to whatever somebody at a prompt waits for."""
         self.prompt_threads = ThreadPoolExecutor(GIT_THREADS, thread_name_prefix="prompt")
         """For the one git call that somebody at a prompt waits for: it queues behind no checkout."""
         self.secrets: dict[int, dict[str, str]] = {}
@@ -534,6 +537,12 @@ class Performer:
         if isinstance(moved, dict):
             trash.forget(moved)
         shutil.rmtree(str(job.shelf.entry["folder"]), ignore_errors=True)
+
+
+def be_nice() -> None:
+    """This thread, and the programs that it starts."""
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS))
 
 
 def shown(paths: tuple[str, ...]) -> tuple[str, ...]:
