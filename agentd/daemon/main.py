@@ -33,6 +33,7 @@ from agentd.store import Change
 
 REMOTE = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afs", "ceph")
 HOUSEKEEPING_S = 86400.0
+LAST_WORDS_S = 5.0
 
 
 def main() -> int:
@@ -226,12 +227,10 @@ class Daemon:
 
     def on_new_zygote(self, kind: str) -> None:
         for job in self.engine.jobs.live.values():
-            if agents.zygote_of(job.agent) != kind:
-                continue
-            if isinstance(job.state, Starting | Running | Stopped | Stopping):
-                self.engine.carry_out(job, owed(job))
-            elif job.id in self.performer.secrets:
+            if kind == jobdir.PLAIN and job.id in self.performer.secrets:
                 self.engine.spawn(self.performer.share_secrets(job))
+            if agents.zygote_of(job.agent) == kind and isinstance(job.state, Starting | Running | Stopped | Stopping):
+                self.engine.carry_out(job, owed(job))
 
     def on_trouble(self, job: Job, effect: Effect, error: BaseException) -> None:
         """An effect failed in a way nobody foresaw: it is told, and stays owed for the next start."""
@@ -270,6 +269,8 @@ class Daemon:
         jobdir.remove_quietly(jobdir.nudge_socket(self.state_dir))
         await self.server.close()
         await self.engine.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.performer.let_go_of_strangers(), LAST_WORDS_S)
         for zygotes in self.zygotes.values():
             zygotes.close()
         if self.performer.cgroup and not self.engine.jobs.live:

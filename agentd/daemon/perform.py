@@ -77,7 +77,7 @@ class Performer:
         self.escrow: dict[str, dict[str, int]] = {}
         """Descriptors whose loss would lose something, by attempt: the zygote has copies."""
         self.held: set[str] = set()
-        """Attempts for which the zygote of a daemon before us holds secrets."""
+        """Attempts for which a zygote holds secrets, also those that a daemon before us gave it."""
         self.cgroup = self._make_cgroup()
 
     async def perform(self, job: Job, effect: do.Effect) -> None:
@@ -247,12 +247,13 @@ class Performer:
             yield
         except BaseException:
             self.secrets.pop(job.id, None)
-            self.engine.spawn(self.release_secrets(self.attempt_dir(job)))
+            self.let_go(self.attempt_dir(job))
             raise
 
     async def share_secrets(self, job: Job) -> None:
         """A zygote holds them too, the one that is always there: a job that has not started outlives the daemon."""
         fd = memory_file(self.secrets[job.id])
+        self.held.add(self.attempt_dir(job))
         try:
             await self.holder.ask("hold", {"secrets": fd}, path=self.attempt_dir(job))
         finally:
@@ -280,15 +281,22 @@ class Performer:
         """It has them, or needs them no more."""
         if job.restart != "no" and not job.is_over:
             return
-        if self.secrets.pop(job.id, None) is not None and self.zygotes_of(job) is not self.holder:
-            self.engine.spawn(self.release_secrets(self.attempt_dir(job)))
+        self.secrets.pop(job.id, None)
+        self.let_go(self.attempt_dir(job))
+
+    def let_go(self, path: str) -> None:
+        """A zygote that holds secrets does not end."""
+        if path in self.held:
+            self.held.discard(path)
+            self.engine.spawn(self.release_secrets(path))
 
     async def release_secrets(self, path: str) -> None:
         with contextlib.suppress(ZygoteLost):
             await self.holder.ask("release", path=path, names=["secrets"])
 
     async def let_go_of_strangers(self) -> None:
-        """What a zygote holds for attempts that came to nothing: their daemon died before it had saved them."""
+        """What a zygote holds for attempts that came to nothing (their daemon died before it had saved them), and for
+        jobs that are over."""
         for path in sorted(self.held):
             head, id, attempt = path.rsplit("/", 2)
             job = self.engine.jobs.get(int(id)) if head == f"{self.state_dir}/jobs" else None

@@ -30,7 +30,9 @@ async def restart(
 
     try:
         async with performer.keeping(machine.step(job, event).job, {} if missing else given):
-            return await engine.apply(job.id, event, must=False, beforehand=write_down)
+            done = await engine.apply(job.id, event, must=False, beforehand=write_down)
+        performer.let_go(performer.attempt_dir(job))
+        return done
     except AgentdError:
         for after in begun:  # else a rebuild would take it for an attempt that waits to be started
             jobdir.remove_quietly(f"{performer.attempt_dir(after)}/spec.json")

@@ -115,8 +115,10 @@ def on_question(progress: Progress, record: Record, _: list[Told]) -> Progress:
 
 def on_waiting(progress: Progress, record: Record, told: list[Told]) -> Progress:
     asked = progress.question
-    if record["why"] == "question" and asked is not None:
-        told.append(Told("job.waiting", {"question": asked.id, "text": asked.text, "options": list(asked.options)}))
+    if record["why"] == "question":
+        if asked is not None:
+            data: dict[str, object] = {"question": asked.id, "text": asked.text, "options": list(asked.options)}
+            told.append(Told("job.waiting", data))
         return progress
     told.append(Told("job.waiting", {"why": record["why"]}))
     return replace(progress, question=None, is_held=True, held_since=record["at"])

@@ -61,6 +61,8 @@ class Loop:
         self.refusals = 0
         self.parked_until = 0.0
         self.is_parked = False
+        self.asked: set[str] = set()
+        """Calls whose question is in the transcript of this attempt."""
         self.is_resumed = conversation.turns > 0
 
     async def run(self) -> Ended:
@@ -165,10 +167,11 @@ class Loop:
         """The answer of whoever delegated. A message that comes instead lets the model go on, too."""
         assert self.call is not None
         state = self.conversation
-        if self.call.id not in state.questions:
-            number = f"q{len(state.questions) + 1}"
+        known = state.questions.get(self.call.id)
+        number = known["id"] if known else f"q{len(state.questions) + 1}"
+        if self.call.id not in self.asked:  # who reads this attempt's transcript has no other
+            self.asked.add(self.call.id)
             self.write("question", id=number, call=self.call.id, text=question, options=options)
-        number = state.questions[self.call.id]["id"]
         is_told = False
         try:
             while number not in state.answers:
