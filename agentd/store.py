@@ -129,6 +129,7 @@ class Store:
         self.inode = os.stat(self.path).st_ino
         found = dict(self.db.execute("SELECT key, value FROM meta").fetchall())
         if int(found.get("format", FORMAT)) > FORMAT:
+            self.db.close()
             raise Fault(f"cannot open {self.path}: a newer agentd wrote it; upgrade agentd", "store_too_new")
         self.epoch = int(found.get("epoch", 0))
         wanted = {"format": str(FORMAT), "epoch": str(self.epoch)}
