@@ -78,9 +78,9 @@ class Scene:
         return max(self.shell.state.glob(f"jobs/{id}/[0-9]*"), key=lambda path: int(path.name))
 
     def runner(self, id: int) -> int | None:
-        """The one that runs now."""
+        """The one that runs now: its process is not a fork that still waits to be let go."""
         path = self.attempt(id)
-        if not (path / "agent.json").exists() or (path / "exit.json").exists() or (path / "end.json").exists():
+        if not (path / "transcript.ndjson").exists() or (path / "exit.json").exists() or (path / "end.json").exists():
             return None
         return int(self.shell.record(str(id), f"../{path.name}/agent.json")["agent"]["pid"])
 

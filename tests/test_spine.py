@@ -253,6 +253,7 @@ def test_a_memory_ceiling_holds(client: Client) -> None:
 
 ESCAPEE = """
 import os, signal, sys
+executed, held = os.pipe()
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
@@ -260,6 +261,8 @@ if os.fork() == 0:
         os.execvpe("sleep", ["sleep", "1000"], {"PATH": os.environ["PATH"]})
     os._exit(0)
 os.wait()
+os.close(held)
+os.read(executed, 1)
 print("away", flush=True)
 if sys.argv[1] == "stay": signal.pause()
 """
