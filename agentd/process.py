@@ -255,6 +255,32 @@ def marked(nonce: str, session: int, life_lock: str) -> list[int]:
     return [pid for pid in parents if any(ancestor in roots for ancestor in _line_of(pid, parents))]
 
 
+def end_all_with(pair: str, patience: float = 5.0) -> None:
+    """Kill every process that has ``NAME=VALUE`` in its environment, and what they start meanwhile. Blocks."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        found = [pid for pid in _all_pids() if _has_variable(pid, pair.encode()) and not is_zombie(pid)]
+        for pid in found:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                continue
+            if _has_variable(pid, pair.encode()):  # still: the number is nobody else's now
+                send(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+        if not found:
+            return
+        time.sleep(0.01)
+
+
+def _has_variable(pid: int, pair: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return pair in file.read().split(b"\0")
+    except OSError:
+        return False
+
+
 def _has_open(pid: int, path: str) -> bool:
     return any(os.readlink(f"/proc/{pid}/fd/{fd}") == path for fd in os.listdir(f"/proc/{pid}/fd"))
 

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import faultlab
+import pytest
 from breaking import group, join, needs_root
 from faultlab import Scene, until
 from gitrepo import make_repo
 from tracing import Tracer, needs_tracer
 
-from agentd import jobdir, keeper
+from agentd import jobdir, keeper, process
 
+needs_pidfd_exit = pytest.mark.skipif(process.without("pidfd-exit"), reason="only a pidfd tells the status here")
 ENDS = "ready; while [ ! -e $PROOF/go ]; do sleep 0.05; done; echo last words; exit 5"
 
 
@@ -32,6 +34,7 @@ def end_while_nobody_reads(scene: Scene, id: int) -> None:
     until(lambda: faultlab.state_of(leader) in ("Z", ""))
 
 
+@needs_pidfd_exit
 def test_what_lies_in_the_pipe_is_held_again_after_all_of_ours_were_killed(tmp_path: Path) -> None:
     with Scene(tmp_path) as scene:
         id = scene.running(ENDS)
@@ -164,6 +167,7 @@ def test_a_pidfd_of_a_fork_that_never_ran_is_not_taken_for_the_agents(tmp_path: 
         scene.check(ended)
 
 
+@needs_pidfd_exit
 def test_keeper_and_zygote_die_while_the_daemon_is_behind(tmp_path: Path) -> None:
     """The daemon hangs when the agent starts, and until it has ended: what tells the status was sent to it before."""
     with Scene(tmp_path) as scene:

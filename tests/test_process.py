@@ -17,6 +17,12 @@ ROOT = str(Path(__file__).parent.parent)
 KERNEL = tuple(int(part) for part in platform.release().split(".")[:2])
 
 
+@pytest.fixture(autouse=True)
+def all_mechanisms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is switched off for a run of the tests is tested here all the same."""
+    monkeypatch.delenv("AGENTD_WITHOUT", raising=False)
+
+
 @pytest.fixture
 def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
     with subprocess.Popen(["sleep", "99"]) as child:

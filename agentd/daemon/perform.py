@@ -446,6 +446,7 @@ class Performer:
             process.send(leader, signal.SIGKILL)
         if self.cgroup:
             await asyncio.to_thread(process.cgroup_end, f"{self.cgroup}/{job.id}-{job.attempt}")
+        await asyncio.to_thread(process.end_all_with, f"AGENTD_SOCKET={path}/agent.sock")
         self.release(path)
         self.stop_listening_for(path)
         how = outcome({"reason": f"{path} was removed while it ran"}, {})
