@@ -13,7 +13,7 @@ from typing import Any
 
 from agentd.client import Client
 from agentd.core.job import Job
-from agentd.daemon import methods
+from agentd.daemon import specs
 from agentd.git import repository
 from agentd.store import Change, Store
 
@@ -185,7 +185,7 @@ def where_it_goes(lab: Lab, state: State, small: Path, large: Path, files: int) 
         "connect": lambda: clock(lambda: connect(state)),
         "one question and its answer (connected)": lambda: clock(state.status),
         "the job's spec: file and folders fsynced": lambda: clock(
-            lambda: methods.write_spec(f"{place}/{next(numbers)}/1", spec)
+            lambda: specs.write(f"{place}/{next(numbers)}/1", spec)
         ),
         "the store: one commit": lambda: clock(lambda: store.append(Change(time.time(), job)).result()),
         "git: repository and base, 10 files": lambda: clock(lambda: repository.settle(str(small), None)),
