@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from agentd import __version__, jobdir, paths
+from agentd import __version__, jobdir, paths, process
 from agentd.core.errors import EXIT_ANOTHER, EXIT_NOT_NOW, AgentdError, Fault, NotNow, Refused, Usage
 
 PROTOCOL = 1
@@ -212,6 +212,32 @@ class Client:
 
     def undo(self, job: int) -> Job:
         return dict(self.ask("jobs.undo", job=job, owner=self.owner)["job"])
+
+    # --- locks ----------------------------------------------------------------------------------------------
+
+    def lock(
+        self, wants: Sequence[str | dict[str, str]], *, wait: float | None = 60.0, **options: Any
+    ) -> dict[str, Any]:
+        """Claim all of ``wants`` or nothing, within ``wait`` seconds (None: no limit). NotNow, with the ticket that
+        keeps the place, if it cannot be had so soon; exit 76 if it never could. It outlives the daemon.
+
+        ``options``: as in agentd-protocol(7), lock.acquire."""
+        deadline = None if wait is None else time.monotonic() + wait
+        asked = [{"name": want} if isinstance(want, str) else want for want in wants]
+        params = {"cwd": os.getcwd(), "owner": self.owner, "session": process.identity(os.getsid(0))} | options
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                return self._ask_once("lock.acquire", wants=asked, wait=left, **params)
+            except ConnectionLost:
+                self.close()
+
+    def unlock(self, names: Sequence[str] = (), *, all: bool = False, cwd: str | None = None) -> dict[str, Any]:
+        return self.ask("lock.release", names=list(names), all=all, cwd=cwd or os.getcwd(), owner=self.owner)
+
+    def locks(self, cwd: str | None = None) -> dict[str, Any]:
+        """All claims and all who wait; with ``cwd`` those of the repository there, and of no repository."""
+        return self.ask("lock.list", cwd=cwd)
 
     # --- events ---------------------------------------------------------------------------------------------
 

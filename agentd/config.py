@@ -3,7 +3,7 @@
 import os
 import re
 import tomllib
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -18,6 +18,7 @@ _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Policy = Literal["warn", "share", "wait", "pause"]
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +52,14 @@ class Trash(Table, frozen=True):
 
 class Events(Table, frozen=True):
     days: Count = 30
+
+
+class Locks(Table, frozen=True):
+    """``pools``: how many of a counted resource there are. ``policy``: what a write to what somebody else claims means,
+    by pattern: warn, share, wait or pause; the last pattern that fits counts."""
+
+    pools: dict[str, Annotated[int, msgspec.Meta(ge=1)]] = {}
+    policy: dict[str, Policy] = {}
 
 
 class Profile(Table, frozen=True):
@@ -92,6 +101,7 @@ class Config(Table, frozen=True):
     worktree: Worktrees = Worktrees()
     trash: Trash = Trash()
     events: Events = Events()
+    locks: Locks = Locks()
     agent: Agent = Agent()
     profiles: dict[str, Profile] = {}
     prices: dict[str, Rates] = {}

@@ -40,6 +40,13 @@ class Hello(Params, frozen=True):
     protocol: int
 
 
+class LockWant(Params, frozen=True):
+    """``name``: a path below the folder that is asked from, a pattern of such, ``res:NAME``, ``file:PATH``."""
+
+    name: str
+    mode: Literal["exclusive", "shared", "append"] = "exclusive"
+
+
 class Delegate(Params, frozen=True):
     """``cwd``: absolute. ``environment``: the caller's, whole. ``limits``: rlimits by name, ``[soft, hard]``.
 
@@ -75,6 +82,8 @@ class Delegate(Params, frozen=True):
     """``on-failure``: attempts follow, with pauses that grow, as long as they come to something."""
     key: str = ""
     """A random mark of this request: repeated with the same one, it makes no second job."""
+    claims: tuple[LockWant, ...] = ()
+    """What it holds before it starts; it is queued until it can."""
     secrets: tuple[str, ...] = ()
     """Names of further variables whose values are never written."""
 
@@ -214,6 +223,63 @@ class ForgetReader(Params, frozen=True):
     name: str
 
 
+class AcquireLock(Params, frozen=True):
+    """All ``wants`` or none. ``wait``: seconds; null for no limit, 0 not at all. ``claim``: the mark of a command's
+    claim file, which it keeps locked; without it the claim is the job's, or the session's."""
+
+    wants: tuple[LockWant, ...]
+    cwd: str
+    owner: str = ""
+    reason: str = ""
+    wait: float | None = 60.0
+    broad: bool = False
+    """A claim of more than half of the files is meant."""
+    claim: str = ""
+    ticket: int | None = None
+    """Of an earlier answer: the place in the queue. Without ``wants``, what was asked with it."""
+    session: dict[str, int | str] | None = None
+    """The process that leads the caller's session: boot, pid, start, inode."""
+
+
+class ReleaseLock(Params, frozen=True):
+    """One's own claims, and places in the queue; ``all``: every one."""
+
+    names: tuple[str, ...] = ()
+    cwd: str = "/"
+    owner: str = ""
+    all: bool = False
+
+
+class ListLocks(Params, frozen=True):
+    """``cwd`` set: only those of the repository there, and of no repository."""
+
+    cwd: str | None = None
+
+
+class ExplainLock(Params, frozen=True):
+    name: str
+    cwd: str
+    owner: str = ""
+
+
+class LockHistory(Params, frozen=True):
+    """The newest ``limit`` events about locks that meet ``name``; null: about all."""
+
+    cwd: str
+    name: str | None = None
+    limit: int = 100
+
+
+class BreakLock(Params, frozen=True):
+    """Take away what others hold. ``kill``: end the jobs that hold it, too."""
+
+    name: str
+    cwd: str
+    reason: str
+    owner: str = ""
+    kill: bool = False
+
+
 class StopDaemon(Params, frozen=True):
     """``handover``: to a newer daemon, which those who wait may reach at once. Without it they are told
     ``stopping``, so that none of them starts a daemon that somebody has just stopped."""
@@ -250,6 +316,13 @@ METHODS: dict[str, Method] = {
     "jobs.remove": Method(Remove, False),
     "jobs.undo": Method(Undo, False),
     "profiles.list": Method(Nothing, True),
+    "lock.acquire": Method(AcquireLock, True),
+    "lock.release": Method(ReleaseLock, True),
+    "lock.list": Method(ListLocks, True),
+    "lock.explain": Method(ExplainLock, True),
+    "lock.graph": Method(Nothing, True),
+    "lock.history": Method(LockHistory, True),
+    "lock.break": Method(BreakLock, False),
     "events.subscribe": Method(Subscribe, False),
     "events.ack": Method(Ack, False),
     "events.forget": Method(ForgetReader, False),

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, NamedTuple
 
+from agentd.core.claims import Claim, ClaimKey, Request
 from agentd.core.errors import EXIT_FAULT, Fault, NotNow
 from agentd.core.job import Job
 from agentd.core.machine import Notice
@@ -39,6 +40,8 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE TABLE IF NOT EXISTS jobs (id INTEGER PRIMARY KEY, doc BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS subscribers (
     name TEXT PRIMARY KEY, acked INTEGER NOT NULL, owner TEXT NOT NULL, used REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS claims (key BLOB PRIMARY KEY, doc BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS requests (ticket INTEGER PRIMARY KEY, doc BLOB NOT NULL);
 """
 
 
@@ -63,14 +66,25 @@ class Subscriber(NamedTuple):
     used: float
 
 
+class Locks(NamedTuple):
+    """What is stored of the lock table, or what changes in it: a value that is None goes. ``tokens`` and ``tickets``
+    are the last ones given out."""
+
+    claims: dict[ClaimKey, Claim | None]
+    requests: dict[int, Request | None]
+    tokens: int = 0
+    tickets: int = 0
+
+
 class Change(NamedTuple):
-    """One transaction's worth: a job, what is told about it, subscribers to write or to drop."""
+    """One transaction's worth: a job, what is told about it, subscribers to write or to drop, locks."""
 
     at: float
     job: Job | None = None
     notices: tuple[Notice, ...] = ()
     subscriber: Subscriber | None = None
     drop_subscriber: str | None = None
+    locks: Locks | None = None
     must: bool = False
     """It is a fact, not a request: on a full disk it is tried again until it is in."""
 
@@ -133,7 +147,7 @@ class Store:
             raise Fault(f"cannot open {self.path}: a newer agentd wrote it; upgrade agentd", "store_too_new")
         self.epoch = int(found.get("epoch", 0))
         wanted = {"format": str(FORMAT), "epoch": str(self.epoch)}
-        if found != wanted:  # a daemon can start on a full disk
+        if not found.items() >= wanted.items():  # a daemon can start on a full disk
             with self.db:
                 self.db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", wanted.items())
         newest = self.db.execute("SELECT max(seq) FROM events").fetchone()[0] or 0
@@ -148,6 +162,21 @@ class Store:
             return jobs, readers, self.seq
 
         result: tuple[list[Job], list[Subscriber], int] = self.ask(read).result()
+        return result
+
+    def load_locks(self) -> Locks:
+        def read(db: sqlite3.Connection) -> Locks:
+            claims = [decode(doc, Claim) for (doc,) in db.execute("SELECT doc FROM claims")]
+            requests = [decode(doc, Request) for (doc,) in db.execute("SELECT doc FROM requests")]
+            last = dict(db.execute("SELECT key, value FROM meta WHERE key LIKE 'lock_%'").fetchall())
+            return Locks(
+                {claim.key: claim for claim in claims},
+                {request.ticket: request for request in requests},
+                int(last.get("lock_tokens", 0)),
+                int(last.get("lock_tickets", 0)),
+            )
+
+        result: Locks = self.ask(read).result()
         return result
 
     def events(self, since: int, limit: int, owner: str = "") -> "Future[list[Entry]]":
@@ -294,14 +323,32 @@ class Store:
                 entries: list[Entry] = []
                 for notice in change.notices:
                     self.seq += 1
-                    entries.append(Entry(self.seq, change.at, notice.type, *about, encode(notice.data)))
+                    whose = about if notice.about is None else notice.about
+                    entries.append(Entry(self.seq, change.at, notice.type, *whose, encode(notice.data)))
                 self.db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", entries)
                 if change.subscriber is not None:
                     self.db.execute("INSERT OR REPLACE INTO subscribers VALUES (?, ?, ?, ?)", change.subscriber)
                 if change.drop_subscriber is not None:
                     self.db.execute("DELETE FROM subscribers WHERE name = ?", (change.drop_subscriber,))
+                if change.locks is not None:
+                    self._write_locks(change.locks)
                 told.append(entries)
         return told
+
+    def _write_locks(self, locks: Locks) -> None:
+        for (holder, name), claim in locks.claims.items():
+            key = encode([holder, name])
+            if claim is None:
+                self.db.execute("DELETE FROM claims WHERE key = ?", (key,))
+            else:
+                self.db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?)", (key, encode(claim)))
+        for ticket, request in locks.requests.items():
+            if request is None:
+                self.db.execute("DELETE FROM requests WHERE ticket = ?", (ticket,))
+            else:
+                self.db.execute("INSERT OR REPLACE INTO requests VALUES (?, ?)", (ticket, encode(request)))
+        last = {"lock_tokens": str(locks.tokens), "lock_tickets": str(locks.tickets)}
+        self.db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", last.items())
 
     def _back_up(self) -> None:
         """A second copy, whole or not at all: ids, cursors and undo exist nowhere else."""

@@ -29,6 +29,7 @@ RINGS: dict[str, set[str]] = {
     "git": {"core", "process", "paths", "files"},
     "jobdir": {"core", "process", "paths", "files"},
     "agents": {"core", "process", "paths", "files"},
+    "claimfile": {"jobdir", "process", "files"},
     # a script in place of a model, for tests and demonstrations: it must not know whom it serves
     "scripted": set(),
     # small processes that outlive the daemon; a zygote forks keepers, and loads runners by the dotted name
@@ -44,11 +45,11 @@ RINGS: dict[str, set[str]] = {
     "follow": {"core", "protocol", "jobdir", "process", "paths", "files"},
     "runners": {"core", "protocol", "jobdir", "client", "process", "paths", "files"},
     "daemon": {
-        *{"core", "protocol", "store", "git", "jobdir", "agents", "config", "process", "paths", "files"},
+        *{"core", "protocol", "store", "git", "jobdir", "claimfile", "agents", "config", "process", "paths", "files"},
         *{"keeper", "zygote", "runners", "budget"},
     },
     # what the user and the main agent touch; none of it ever meets the daemon
-    "cli": {"client", "follow", "core", "protocol", "config", "process", "paths", "files", "budget"},
+    "cli": {"client", "claimfile", "follow", "core", "protocol", "config", "process", "paths", "files", "budget"},
     "mcp": {"client", "core", "protocol", "config", "process", "paths", "files"},
     "bridges": {"client", "core", "protocol", "config", "process", "paths", "files"},
     "chat": {"client", "core", "protocol", "config", "process", "paths", "files", "runners"},

@@ -33,6 +33,8 @@ def delegate(
     memory: options.Memory = None,
     processes: options.Processes = None,
     log_max: options.LogMax = None,
+    claim: options.Claim = None,
+    res: options.Res = None,
     restart: options.Restart = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -53,6 +55,8 @@ def delegate(
     check_task(task, timeout, idle_timeout)
     asked = options.of_the_agent(profile, model, max_turns, max_tokens, max_cost, argv)
     asked |= options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max, restart)
+    # In place nothing else keeps others from the same files.
+    claims = options.claims([*(claim or []), *(["file:./"] if in_place else [])], res)
     with Client(owner=options.owner_name(owner)) as client:
         answer = client.delegate_answer(
             argv or [],
@@ -63,6 +67,7 @@ def delegate(
             with_changes=with_changes,
             in_place=in_place,
             input=input,
+            claims=claims,
             **asked,
         )
     if base not in (None, "HEAD", "@", (answer["base_ref"] or "").removeprefix("refs/heads/")):

@@ -36,6 +36,10 @@ MOST_PROCESSES = 1 << 22  # no kernel has more
 MOST = (1 << 63) - 1  # of any number: what the wire and the store take
 LogMax = Annotated[str | None, typer.Option("--log-max", metavar="SIZE", help="Keep the last so much; 0: all.")]
 
+Claim = Annotated[
+    list[str] | None, typer.Option("--claim", metavar="PATH", help="Hold it first; it is queued until it can.")
+]
+Res = Annotated[list[str] | None, typer.Option("--res", metavar="NAME", help="A resource: a port, a database.")]
 Restart = Annotated[
     str | None, typer.Option("--restart", metavar="WHEN", help="on-failure: try again, with pauses that grow.")
 ]
@@ -93,6 +97,11 @@ def limits(
         "log_max": size("--log-max", log_max),
         "restart": restart or "no",
     }
+
+
+def claims(paths: list[str] | None, res: list[str] | None) -> list[dict[str, str]]:
+    """The locks that a job holds before it starts, as jobs.delegate takes them."""
+    return [{"name": as_utf8(word)} for word in [*(paths or []), *(f"res:{name}" for name in res or [])]]
 
 
 def environment(asked: list[str]) -> dict[str, str]:

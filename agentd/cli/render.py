@@ -336,6 +336,17 @@ def excluded_sentence(id: int, excluded: View) -> str:
 # --- as a shell shows them ----------------------------------------------------------------------------------
 
 
+def granted_lines(answer: View) -> list[str]:
+    """What ``lock`` says when it has it."""
+    if not answer["claims"]:
+        return ["this job holds it already"]
+    names = ", ".join(f"{claim['name']} (token {claim['token']})" for claim in answer["claims"])
+    lines = [one_line(f"{'granted' if answer['is_new'] else 'held already'}: {names}")]
+    return lines + [
+        one_line(f"{one['holder']} has written to {one['name']} too; look before you merge") for one in answer["beside"]
+    ]
+
+
 def bash_marks(jobs: Iterable[View]) -> dict[int, str]:
     """``+`` for the current job, ``-`` for the one before: last stopped, else last started, else last ended."""
 

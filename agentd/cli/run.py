@@ -32,6 +32,8 @@ def run(
     memory: options.Memory = None,
     processes: options.Processes = None,
     log_max: options.LogMax = None,
+    claim: options.Claim = None,
+    res: options.Res = None,
     restart: options.Restart = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -47,6 +49,7 @@ def run(
     if json and not detach:
         raise Usage("--json goes with -d only: in the foreground stdout is the command's own", "usage")
     asked = options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max, restart)
+    asked["claims"] = options.claims(claim, res)
     if workdir == "":
         raise Usage("--workdir: an empty name is no folder; leave it out for this one", "bad_cwd")
     with Client(owner=options.owner_name(owner)) as client:

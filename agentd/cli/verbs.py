@@ -32,6 +32,9 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "result": ("agentd.cli.result", "result", "Show what came of a job: facts that agentd saw itself."),
     "diff": ("agentd.cli.diff", "diff", "Show what a job changed, also while it runs."),
     "merge": ("agentd.cli.merge", "merge", "Bring a job's work home, into a branch."),
+    "lock": ("agentd.cli.lock", "lock", "Claim paths or resources; with -- CMD: while it runs."),
+    "unlock": ("agentd.cli.lock", "unlock", "Give back what you claimed."),
+    "locks": ("agentd.cli.locks", "", "Show who holds what, and who waits; why, graph, history, break."),
     "restart": ("agentd.cli.restart", "restart", "Start ended jobs again, in the same place."),
     "profiles": ("agentd.cli.profiles", "profiles", "List the profiles of the built-in agent."),
     "rm": ("agentd.cli.rm", "rm", "Move ended jobs to the trash."),
@@ -46,6 +49,13 @@ DAEMON_VERBS: dict[str, tuple[str, str, str]] = {
     "status": ("agentd.cli.daemon", "status", "Is it running? 0: yes, 3: no."),
     "doctor": ("agentd.cli.doctor", "doctor", "The same as agentd doctor."),
 }
+LOCKS_VERBS: dict[str, tuple[str, str, str]] = {
+    "why": ("agentd.cli.locks", "why", "Who holds what NAME meets, and what can be done."),
+    "graph": ("agentd.cli.locks", "graph", "Who waits for whom."),
+    "history": ("agentd.cli.locks", "history", "What happened to locks."),
+    "break": ("agentd.cli.locks", "break_", "Take a lock away from who holds it."),
+}
+GROUPS = {"daemon": DAEMON_VERBS, "locks": LOCKS_VERBS}
 # What the verbs are called elsewhere.
 ELSEWHERE = {
     **dict.fromkeys(("ls", "list", "status", "queue"), "ps"),
@@ -65,7 +75,7 @@ class LazyGroup(TyperGroup):
     """A group whose commands are rows of a table: help needs none of them, a call imports one."""
 
     def table(self) -> dict[str, tuple[str, str, str]]:
-        return DAEMON_VERBS if self.name == "daemon" else VERBS
+        return GROUPS.get(str(self.name), VERBS)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.table())
@@ -74,7 +84,7 @@ class LazyGroup(TyperGroup):
         if cmd_name not in self.table():
             return None
         module, function, _ = self.table()[cmd_name]
-        return command(cmd_name, getattr(import_module(module), function)) if function else daemon_group()
+        return command(cmd_name, getattr(import_module(module), function)) if function else group(cmd_name)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Verbs"):
@@ -92,7 +102,7 @@ class LazyGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def name_in_path(self) -> str:
-        return "daemon " if self.name == "daemon" else ""
+        return f"{self.name} " if self.name in GROUPS else ""
 
 
 class PlainCommand(TyperCommand):
@@ -143,7 +153,7 @@ class SignalCommand(PlainCommand):
         return super().parse_args(ctx, words + args[len(before) :])
 
 
-SPECIAL: dict[str, type[TyperCommand]] = {"delegate": AfterDashes, "kill": SignalCommand}
+SPECIAL: dict[str, type[TyperCommand]] = {"delegate": AfterDashes, "lock": AfterDashes, "kill": SignalCommand}
 
 
 def plain(**more: Any) -> typer.Typer:
@@ -165,12 +175,15 @@ def command_line() -> Any:
     return typer.main.get_command(app)
 
 
-def daemon_group() -> Any:
-    app = plain(cls=LazyGroup, name="daemon", context_settings=SETTINGS, subcommand_metavar="VERB …")
-    app.callback()(lambda: None)
-    group = typer.main.get_command(app)
-    group.help = VERBS["daemon"][2]
-    return group
+def group(name: str) -> Any:
+    """``agentd locks`` alone does something, ``agentd daemon`` does not."""
+    module = import_module(VERBS[name][0])
+    alone = getattr(module, name, None) if name == "locks" else None
+    app = plain(cls=LazyGroup, name=name, context_settings=SETTINGS, invoke_without_command=alone is not None)
+    app.callback()(alone or (lambda: None))
+    found = typer.main.get_command(app)
+    found.help = found.help or VERBS[name][2]
+    return found
 
 
 def show_version(is_asked: bool) -> None:

@@ -1,6 +1,6 @@
 """Orders, in the imperative. Each can safely be carried out twice: after a crash it will be."""
 
-from agentd.core.job import Fact
+from agentd.core.fact import Fact
 
 
 class PrepareWorktree(Fact, frozen=True):

@@ -1,6 +1,7 @@
 """Facts, in the past tense. Each carries its own time: the core has no clock."""
 
-from agentd.core.job import Ended, Fact, Merged, Progress
+from agentd.core.fact import Fact
+from agentd.core.job import Ended, Merged, Progress
 
 
 class Admitted(Fact, frozen=True):

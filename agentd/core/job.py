@@ -5,7 +5,9 @@ All values are frozen; :func:`agentd.core.machine.step` returns a new job. Times
 
 import msgspec
 
+from agentd.core.claims import Want
 from agentd.core.errors import EXIT_FAULT, EXIT_NO, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_TIMED_OUT
+from agentd.core.fact import Fact
 
 ENOENT, ENOTDIR = 2, 20
 SIGNALS = {"HUP": 1, "INT": 2, "QUIT": 3, "KILL": 9, "TERM": 15}
@@ -21,10 +23,6 @@ LIMITED = "limited"
 
 PROCESSES_KEPT = 200
 """Of those that were ended or left: an event must stay small, whatever a job forked."""
-
-
-class Fact(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True):
-    """A tagged, frozen value that can be stored."""
 
 
 class Process(Fact, frozen=True):
@@ -241,6 +239,8 @@ class Job(Fact, frozen=True):
     secrets: tuple[str, ...] = ()
     """Names of environment variables whose values travel in memory only."""
     has_input: bool = False
+    claims: tuple[Want, ...] = ()
+    """Locks that it holds before it starts."""
     restart: str = "no"
     tries: int = 0
     """Attempts in a row that came to nothing."""

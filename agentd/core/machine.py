@@ -51,6 +51,8 @@ class Notice(NamedTuple):
 
     type: str
     data: dict[str, object]
+    about: tuple[int, int, str] | None = None
+    """Job, attempt and owner, where it is not the job that changes."""
 
 
 class Step(NamedTuple):

@@ -5,7 +5,8 @@ lost nudge and a crash are the same case. The answer is complete and may be repe
 """
 
 from agentd.core import events as on
-from agentd.core.job import Fact, Job, Running, Starting, Stopped, Stopping, outcome
+from agentd.core.fact import Fact
+from agentd.core.job import Job, Running, Starting, Stopped, Stopping, outcome
 
 Record = dict[str, object]
 

@@ -69,6 +69,9 @@ class Engine:
         self.effect_tails: dict[int, asyncio.Task[None]] = {}
         self.last_waiting: dict[int, Effect] = {}
         self.admitting: set[int] = set()
+        self.held_back: set[int] = set()
+        """Queued jobs that wait for a lock."""
+        self.on_change: Callable[[Job | None, Job], None] = lambda was, now: None
         self.tasks: set[asyncio.Task[None]] = set()
         self.is_closing = False
         self.store = Store(path, self._deliver)
@@ -114,8 +117,11 @@ class Engine:
         self.loop.call_soon_threadsafe(self._committed, work, entries)
 
     def _committed(self, work: Work, entries: list[Entry]) -> None:
-        if work.change.job is not None:
-            self.jobs.remember(work.change.job)
+        job = work.change.job
+        if job is not None:
+            was = self.jobs.get(job.id)
+            self.jobs.remember(job)
+            self.on_change(was, job)
         if entries:
             self.publish(entries)
         if not work.done.cancelled():
@@ -163,7 +169,7 @@ class Engine:
 
     def reschedule(self) -> None:
         free = self.running_limit - self.jobs.active - len(self.admitting)
-        for id in schedule.admissible(self.jobs.queued - self.admitting, free):
+        for id in schedule.admissible(self.jobs.queued - self.admitting - self.held_back, free):
             self.admitting.add(id)
             self.spawn(self._admit(id))
 

@@ -23,6 +23,7 @@ from agentd.core.machine import Notice, owed
 from agentd.daemon import rebuild, restarts
 from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
+from agentd.daemon.locking import Locking
 from agentd.daemon.methods import Methods
 from agentd.daemon.nudges import Nudges
 from agentd.daemon.perform import Performer
@@ -114,11 +115,14 @@ class Daemon:
         }
         self.performer.zygotes = self.zygotes
         self.performer.start_again = functools.partial(restarts.restart_when_due, self.engine, self.performer)
+        self.locking = Locking(self.state_dir, self.settings, self.engine)
+        self.locking.hold_back_queued()
         methods = Methods(
             self.state_dir,
             self.settings,
             self.engine,
             self.performer,
+            self.locking,
             self.feed,
             self.stopping.set,
             self.facts(),
@@ -137,6 +141,7 @@ class Daemon:
                 self.performer.held |= set(await zygotes.start(must=kind == jobdir.PLAIN))
             await self.performer.let_go_of_strangers()
             await self.recover()
+            await self.locking.recover()
             self.engine.reschedule()
             self.say_ready()
             self.engine.spawn(methods.merging.recover())

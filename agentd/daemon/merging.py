@@ -16,10 +16,11 @@ from agentd.core.errors import AgentdError, Refused
 from agentd.core.job import SUCCEEDED, Done, Job, Kept, Merged, Worktree, state_name
 from agentd.core.names import escaped
 from agentd.daemon.engine import Engine, Locks
+from agentd.daemon.locking import Locking
 from agentd.daemon.perform import job_dir, plan_of, refuse_changed_commands, words_of
 from agentd.daemon.views import job_view, merged_view
 from agentd.git import look, merge
-from agentd.git.run import GitFailed, sentence, umask
+from agentd.git.run import GitFailed, Repo, sentence, umask
 from agentd.git.snapshot import Words
 
 T = TypeVar("T")
@@ -30,9 +31,10 @@ PAGE = 500_000
 
 
 class Merging:
-    def __init__(self, state_dir: str, engine: Engine) -> None:
+    def __init__(self, state_dir: str, engine: Engine, locking: Locking) -> None:
         self.state_dir = state_dir
         self.engine = engine
+        self.locking = locking
         self.turns = Locks()
         """One merge of a job at a time, until the store knows of it."""
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="merge")
@@ -44,33 +46,42 @@ class Merging:
 
     async def merge(self, id: int, ask: protocol.Merge) -> dict[str, Any]:
         async with self.turns.of(id):
+            job = self.engine.jobs[id]
+            refuse_unmergeable(job, ask.force)
+            repo, ref = await self.in_thread(merge.target, plan_of(job), ask.cwd, ask.into)
             # While the branch moves, the job is neither started again nor removed.
-            async with self.engine.locks.of(id):
+            async with self.locking.integrating(job, repo.common, ref), self.engine.locks.of(id):
                 job = self.engine.jobs[id]
                 refuse_unmergeable(job, ask.force)
-                merged, is_new = await self.in_thread(self._merge, job, ask)
+                work, changed = await self.in_thread(self._work, job)
+                self.locking.refuse_contested(job, repo.common, changed)
+                merged, is_new = None, False
+                if work is not None:
+                    merged, is_new = await self.in_thread(self._land, job, work, repo, ref, ask.umask)
             if merged is not None:
                 job = await self._record(merged, job, is_new)
         return {"job": job_view(job), "merged": merged_view(job) if merged is not None else None, "is_new": is_new}
 
-    def _merge(self, job: Job, ask: protocol.Merge) -> tuple[Merged | None, bool]:
-        """``(where the work is now, has anything moved)``; None if there is no work."""
-        before = umask.set(ask.umask)
+    def _work(self, job: Job) -> tuple[str | None, list[str]]:
+        """The job's work as a commit, None if there is none, and the paths that it changes."""
+        place, plan = worktree_of(job), plan_of(job)
+        if place.admin is None or place.is_gone:
+            return None, []
+        refuse_changed_commands(job_dir(self.state_dir, job), plan, place.admin)
+        work = merge.work(plan, place.admin, words_of(job))
+        return work, [] if work is None else merge.changed(plan, work)
+
+    def _land(self, job: Job, work: str, repo: Repo, ref: str, mask: int) -> tuple[Merged, bool]:
+        """``(where the work is now, has anything moved)``."""
+        before = umask.set(mask)
         try:
-            return self._merge_now(job, ask.cwd, ask.into)
+            return self._land_now(job, work, repo, ref)
         finally:
             umask.reset(before)
 
-    def _merge_now(self, job: Job, cwd: str, into: str | None) -> tuple[Merged | None, bool]:
-        assert isinstance(job.place, Worktree)
-        plan, folder = plan_of(job), job_dir(self.state_dir, job)
-        repo, ref = merge.target(plan, cwd, into)
-        if job.place.admin is None or job.place.is_gone:
-            return None, False
-        refuse_changed_commands(folder, plan, job.place.admin)
-        work = merge.work(plan, job.place.admin, words_of(job))
-        if work is None:
-            return None, False
+    def _land_now(self, job: Job, work: str, repo: Repo, ref: str) -> tuple[Merged, bool]:
+        plan, folder, admin = plan_of(job), job_dir(self.state_dir, job), worktree_of(job).admin
+        assert admin is not None
         is_replayed = merge.began_with_changes(plan)
         words = words_of(job) if is_replayed else merge_words(job)
         last = (job.merged.work, job.merged.new) if job.merged is not None else None
@@ -83,7 +94,7 @@ class Merging:
         before = jobdir.read(folder, RECORD) or {}
         begun = (before["old"], before["new"]) if before.items() >= intent.items() else None
         landed = merge.land(order, begin, begun)
-        merge.follow(plan, job.place.admin, work)
+        merge.follow(plan, admin, work)
         record = (jobdir.read(folder, RECORD) or {}) if landed.is_new else {}
         return merged_fact({**intent, "old": landed.old, "new": landed.new, "at": time.time(), **record}), landed.is_new
 

@@ -38,6 +38,8 @@ from agentd.core.text import decode
 from agentd.daemon import inputs, perform, profiles, restarts, specs
 from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
+from agentd.daemon.lock_methods import LockMethods
+from agentd.daemon.locking import Locking
 from agentd.daemon.merging import Merging
 from agentd.daemon.perform import Performer
 from agentd.daemon.server import Connection
@@ -57,13 +59,14 @@ SETTLE_PATIENCE_S = 60.0
 KEEPER_PATIENCE_S = 10.0
 
 
-class Methods:
+class Methods(LockMethods):
     def __init__(
         self,
         state_dir: str,
         settings: config.Config,
         engine: Engine,
         performer: Performer,
+        locking: Locking,
         feed: Feed,
         stop: Callable[[], None],
         facts: dict[str, Any],
@@ -72,10 +75,11 @@ class Methods:
         self.settings = settings
         self.engine = engine
         self.performer = performer
+        self.locking = locking
         self.feed = feed
         self.stop = stop
         self.facts = facts
-        self.merging = Merging(state_dir, engine)
+        self.merging = Merging(state_dir, engine, locking)
         self.next_id = max(engine.jobs, default=0) + 1
         self.names_in_use: set[str] = set()
         """Names of jobs that are being made."""
@@ -102,7 +106,11 @@ class Methods:
         pool = self.engine.jobs if ask.all else self.engine.jobs.live
         found = [job for job in self.visible(connection, pool) if is_listed(job, ask)]
         ended = [job for job in self.visible(connection, self.engine.jobs) if job.is_done and is_listed(job, ask)]
-        return {"jobs": [job_view(job) for job in sorted(found, key=lambda job: job.id)], "ended": len(ended)}
+        return {"jobs": [self.view(job) for job in sorted(found, key=lambda job: job.id)], "ended": len(ended)}
+
+    def view(self, job: Job) -> dict[str, Any]:
+        lock = self.locking.waits_for(job)
+        return job_view(job) if lock is None else job_view(job) | {"waiting": lock}
 
     def visible(self, connection: Connection, pool: dict[int, Job]) -> list[Job]:
         """All jobs; through a job's own socket itself and what descends from it."""
@@ -154,7 +162,7 @@ class Methods:
             )
         )
         return {
-            "job": job_view(job),
+            "job": self.view(job),
             "spec": spec,
             "attempts": attempts,
             "worktree": jobdir.read(home, "worktree.json"),
@@ -254,6 +262,7 @@ class Methods:
             cwd, tree = os.path.join(path, settled.subdir).rstrip("/"), path
             place = Worktree(ask.cwd, top, path, branch, base, plan=msgspec.to_builtins(plan))
             setup = self.settings.worktree.setup or config.repository_setup(settled.repo.top)
+        claims = await self.claims_asked(ask, parent)
         profile = profiles.resolve(self.settings, ask) if ask.agent == "builtin" else None
         if setup and profile is None:
             command = with_setup(setup, argv)
@@ -277,6 +286,7 @@ class Methods:
             has_input=ask.input,
             key=ask.key,
             restart=ask.restart,
+            claims=claims,
             progress=None if profile is None else Progress(),
         )
         if ask.log_max is None:
@@ -289,9 +299,12 @@ class Methods:
         if is_named and owner not in self.feed.subscribers and is_reader_name(owner):
             await self.feed.subscriber(owner)
         created: dict[str, object] = {"name": name, "task": ask.task, "argv": list(argv), "agent": ask.agent}
+        self.locking.hold_back(job)
         async with self.performer.keeping(job, hidden):
             await self.engine.add(job, [Notice("job.created", created), Notice("job.queued", {})])
-        view = job_view(self.engine.jobs[id])
+        if claims:
+            await self.locking.claim_for(job)
+        view = self.view(self.engine.jobs[id])
         is_tree_known = dirt is not None and await is_done_in_time(dirt)
         return {
             "job": view,

@@ -20,7 +20,7 @@ from agentd.git import mend, predict
 from agentd.git.inuse import head_of, short, tree_with
 from agentd.git.plan import Plan, tree_of
 from agentd.git.repository import ref_value, settle
-from agentd.git.run import GitFailed, Repo, Tree, git, mutex, sentence
+from agentd.git.run import GitFailed, Repo, Tree, git, mutex, sentence, zsplit
 from agentd.git.snapshot import Words, commit_tree, committer, intact_tree, job_commit, tree_id
 
 TRIES = 5
@@ -108,6 +108,11 @@ def work(plan: Plan, admin: str, words: Words) -> str | None:
         raise Refused(f"{message}; finish it there: {plan.path}", "unmerged")
     made = job_commit(plan, admin, words)
     return None if made == plan.base else made
+
+
+def changed(plan: Plan, work: str) -> list[str]:
+    """The paths in which the work differs from where the job began; a renamed file is both."""
+    return zsplit(git(["diff-tree", "-r", "-z", "--name-only", "--no-renames", plan.base, work], at=plan.repo))
 
 
 def began_with_changes(plan: Plan) -> bool:

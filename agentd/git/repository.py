@@ -1,5 +1,6 @@
 """Which repository, which commit: settled once, when a job is asked for."""
 
+import functools
 import os
 import re
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from agentd import files
 from agentd.core.errors import Refused, Usage
 from agentd.git.run import GitFailed, Repo, Tree, git, refuse_pipes
 
-__all__ = ["Repo", "Settled", "Tree", "calling_tree", "ref_value", "settle"]
+__all__ = ["Place", "Repo", "Settled", "Tree", "calling_tree", "find", "ref_value", "settle"]
 
 SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
@@ -45,6 +46,43 @@ def settle(cwd: str, base: str | None) -> Settled:
     common, git_dir, prefix, top, sha = _fields(lines, 5, cwd)
     repo = Repo(common=_real(cwd, common), top=os.path.realpath(top), git_dir=os.path.realpath(git_dir))
     return Settled(repo, _checked(sha, base, cwd), prefix.rstrip("/"), _current_branch(repo.git_dir))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in which repository somebody is, whether it has a commit or not."""
+
+    common: str
+    """The common git directory, real path: one for all worktrees and all ways to it."""
+    top: str
+    """The working tree's, real path."""
+    prefix: str
+    """The folder below the top; '' at its top."""
+    folds_case: bool
+    """Its file system takes A and a for one name."""
+
+
+def find(cwd: str) -> Place | None:
+    """The working tree that ``cwd`` is in; None if it is in none."""
+    if not os.path.isdir(cwd):
+        raise Refused(f"there is no folder {cwd}; go to another one, and try again", code="no_folder")
+    _refuse_pipes_above(cwd)
+    try:
+        common, prefix, top = _fields(
+            git(["rev-parse", "--git-common-dir", "--show-prefix", "--show-toplevel"], cwd=cwd), 3, cwd
+        )
+    except GitFailed as failure:
+        if re.search("not a git repository|must be run in a work tree", failure.stderr):
+            return None
+        raise _refusal(failure, cwd, None) from None
+    real = _real(cwd, common)
+    return Place(real, os.path.realpath(top), prefix.rstrip("/"), _folds_case(real))
+
+
+@functools.lru_cache(maxsize=256)
+def _folds_case(common: str) -> bool:
+    asked = ["config", "--type=bool", "--get", "core.ignorecase"]
+    return git(asked, at=Repo(common, None, common), ok=(0, 1)).strip() == "true"
 
 
 def _refuse_pipes_above(cwd: str) -> None:

@@ -1,0 +1,74 @@
+"""What a word means as the name of a lock for somebody who types it in a folder."""
+
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from agentd.core import locknames, patterns
+from agentd.core.claims import Name
+from agentd.core.errors import Usage
+from agentd.core.names import escaped
+from agentd.git.repository import Place
+
+PREFIXES = ("path:", "res:", "file:", "integrate:")
+
+
+class Where(NamedTuple):
+    cwd: str
+    place: Place | None
+    """None: in no git repository."""
+    is_isolated: bool
+    """A job's own worktree: nobody else has its files, so only the right to land a change is shared."""
+
+
+def names(text: str, where: Where) -> list[Name]:
+    """A bare word is a path, from the current folder on. In a repository that is the right to land changes to it; in a
+    tree that others work in too, the file itself as well. Usage, with its reason, if it is none."""
+    place = where.place
+    if text.startswith("file:"):
+        return [_file(text.removeprefix("file:"), where.cwd)]
+    if text.startswith("res:"):
+        return [locknames.name_of(text)]
+    if text.startswith(PREFIXES):
+        if place is None:
+            raise Usage(f"{escaped(text)}: {escaped(where.cwd)} is in no git repository", "outside_repo")
+        return [locknames.name_of(text, place.common, place.top, place.folds_case)]
+    if place is None:
+        return [_file(text, where.cwd)]
+    path = locknames.name_of(f"path:{_from_top(text, place)}", place.common, place.top, place.folds_case)
+    if where.is_isolated or not patterns.is_literal(path.text):
+        return [path]
+    return [path, _file(text, where.cwd)]
+
+
+def _from_top(text: str, place: Place) -> str:
+    if not text.strip() or "\0" in text:
+        return text
+    if text.startswith("/"):
+        return text if patterns.WILD.search(text) else os.path.realpath(text) + ("/" if text.endswith("/") else "")
+    joined = os.path.normpath(os.path.join(place.prefix, text))
+    if joined == ".." or joined.startswith("../"):
+        return text  # which is refused as it was typed
+    return joined + ("/" if text.endswith("/") and joined != "." else "")
+
+
+def _file(text: str, cwd: str) -> Name:
+    """A folder with a ``/`` at its end is all that is below it."""
+    if not text or "\0" in text:
+        return locknames.name_of(f"file:{text}")
+    real = os.path.realpath(os.path.join(cwd, text))
+    if text.endswith(("/", "/.")) or text == ".":
+        return locknames.name_of(f"file:{real}/**" if real != "/" else "file:/")
+    return locknames.name_of(f"file:{real}")
+
+
+def covered(name: Name, files: Iterable[str], fold: bool) -> int:
+    return patterns.covered(name.text, files, fold)
+
+
+def is_about(told: str, scope: str, name: Name) -> bool:
+    """Is what an event tells of, such as ``path:src/a.py``, something that ``name`` meets?"""
+    kind, _, text = told.partition(":")
+    if kind != name.kind or (kind in ("path", "integrate") and scope != name.scope):
+        return False
+    return patterns.overlap(text, name.text) if kind in ("path", "file") else text == name.text

@@ -1,0 +1,548 @@
+"""The daemon's side of locks: the table in memory, each change of it saved before anybody is told, waiters woken, and
+claims let go when the kernel says that their holder is gone.
+
+A job's claims end with its process tree, a command's with everything it started, a person's with the session of their
+terminal. None of it depends on a daemon: the next one looks at what lives, and comes to the same table.
+"""
+
+import asyncio
+import contextlib
+import functools
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from typing import Any
+
+from agentd import claimfile, config, jobdir, process
+from agentd.core import events as on
+from agentd.core import lock_texts as texts
+from agentd.core.claims import (
+    MODES,
+    Answer,
+    Broken,
+    Busy,
+    Contested,
+    Deadlock,
+    Granted,
+    Holder,
+    LockFact,
+    Name,
+    Noted,
+    Pended,
+    Queued,
+    Released,
+    Resumed,
+    Touched,
+    Want,
+    Withdrawn,
+    changes,
+)
+from agentd.core.errors import EXIT_DEADLOCK, AgentdError, NotNow, Refused
+from agentd.core.job import Done, InPlace, Job, Kept, Worktree
+from agentd.core.job import Queued as Queued_
+from agentd.core.locks import Facts, Table
+from agentd.core.machine import Notice
+from agentd.daemon.engine import Engine
+from agentd.store import Change, Locks
+
+SESSION_S = 1800.0
+"""A person's claim where no process leads their session: so long after they last asked for something."""
+STARVED_S = 1800.0
+
+
+class Locking:
+    def __init__(self, state_dir: str, settings: config.Config, engine: Engine) -> None:
+        self.state_dir = state_dir
+        self.engine = engine
+        saved = engine.store.load_locks()
+        self.table = Table.load(
+            (claim for claim in saved.claims.values() if claim is not None),
+            (request for request in saved.requests.values() if request is not None),
+            saved.tokens,
+            saved.tickets,
+            settings.locks.pools,
+        )
+        self.waiters: dict[int, asyncio.Future[Granted | None]] = {}
+        """Who is connected and waits, by ticket. None: the request is gone."""
+        self.keys: dict[str, str] = {}
+        """The claim file of each holder that is no job."""
+        self.owners: dict[str, str] = {}
+        self.watched: dict[str, int] = {}
+        """A pidfd of each holder that is no job."""
+        self.helpers: dict[int, set[int]] = {}
+        """Of jobs that ended: pidfds of what was left on purpose, which keeps their claims."""
+        self.started = time.time(), process.boottime()
+        self.expiry: asyncio.TimerHandle | None = None
+        engine.on_change = self.on_change
+
+    def now(self) -> float:
+        """As the wall clock was at our start, and no jump of it since."""
+        wall, boot = self.started
+        return wall + process.boottime() - boot
+
+    # --- asking ---------------------------------------------------------------------------------------------
+
+    async def acquire(
+        self, holder: Holder, wants: Sequence[Want], wait: float | None, reason: str, ticket: int | None = None
+    ) -> Granted:
+        """Hold all of it when this returns; NotNow if it could not be had in ``wait`` seconds (None: no limit), with
+        the ticket that keeps the place; exit 76 if it never could."""
+        if ticket is not None and not wants:
+            wants = next((one.wants for one in self.table.waiting() if one.ticket == ticket), ())
+            if not wants:
+                raise Refused(f"there is no ticket {ticket}, or no longer; ask again by name", "bad_ticket")
+        answer, facts = self.table.ask(holder, wants, self.now(), reason, ticket, wait is None or wait > 0)
+        try:
+            await self.save(facts, must=False)
+        except BaseException:
+            self.take_back(answer, holder)
+            raise
+        if isinstance(answer, Queued):
+            answer = await self.wait_for(answer, wait)
+        match answer:
+            case Granted():
+                return answer
+            case Deadlock():
+                raise AgentdError(texts.deadlock(answer), "deadlock", EXIT_DEADLOCK)
+            case Busy():
+                raise NotNow(texts.busy(answer, self.now()), "busy")
+            case Queued():
+                raise NotNow(texts.timed_out(answer, self.now()), "timeout")
+
+    def take_back(self, answer: Answer, holder: Holder) -> None:
+        """It could not be saved, or nobody waits for the answer: as if it had not been asked."""
+        facts: Facts = ()
+        if isinstance(answer, Granted) and answer.is_new:
+            facts = self.table.release(holder, [claim.name for claim in answer.claims], self.now())
+        elif isinstance(answer, Queued):
+            facts = self.table.give_up(answer.request.ticket, self.now())
+        if facts:
+            self.engine.spawn(self.save(facts))
+
+    async def wait_for(self, queued: Queued, wait: float | None) -> Answer:
+        ticket = queued.request.ticket
+        waiter = self.waiters.setdefault(ticket, asyncio.get_running_loop().create_future())
+        starving = asyncio.get_running_loop().call_later(STARVED_S, self.on_starved, ticket)
+        try:
+            done, _ = await asyncio.wait([waiter], timeout=wait)
+        except asyncio.CancelledError:  # who asked has gone
+            self.engine.spawn(self.save(self.table.give_up(ticket, self.now())))
+            raise
+        finally:
+            starving.cancel()
+            if self.waiters.get(ticket) is waiter:
+                del self.waiters[ticket]
+        if done:
+            granted = waiter.result()
+            if granted is not None:
+                return granted
+            raise Refused("what you asked for was withdrawn; ask again", "withdrawn")
+        await self.save(self.table.touch([ticket], self.now()))
+        request = queued.request
+        return Queued(self.now(), request, self.position(ticket), self.table.blockers(request))
+
+    def position(self, ticket: int) -> int:
+        return next((n for n, request in enumerate(self.table.waiting(), 1) if request.ticket == ticket), 1)
+
+    def on_starved(self, ticket: int) -> None:
+        request = next((one for one in self.table.waiting() if one.ticket == ticket), None)
+        if request is not None:
+            data: dict[str, object] = {"ticket": ticket, **asked_view(request.wants)}
+            notice = Notice("lock.starved", data, self.about(request.holder))
+            self.engine.spawn(self.tell(notice))
+
+    async def tell(self, *notices: Notice) -> None:
+        await self.engine.commit(Change(time.time(), notices=notices, must=True))
+
+    # --- saving and telling ---------------------------------------------------------------------------------
+
+    async def save(self, facts: Facts, must: bool = True) -> None:
+        """Store what has changed with what is told of it; then wake those it concerns."""
+        if not facts:
+            return
+        found = changes(facts)
+        told = tuple(notice for fact in facts for notice in self.notices(fact))
+        locks = Locks(found.claims, found.requests, self.table.last_token, self.table.last_ticket)
+        await self.engine.commit(Change(time.time(), notices=told, locks=locks, must=must))
+        for fact in facts:
+            self.wake(fact)
+        self.set_expiry()
+
+    def wake(self, fact: LockFact) -> None:
+        match fact:
+            case Granted(holder=holder, ticket=ticket) if ticket:
+                self.answer(ticket, fact)
+                self.admit(holder)
+            case Withdrawn(request=request):
+                self.answer(request.ticket, None)
+            case Deadlock(ticket=ticket, holder=holder) if ticket:
+                waiter = self.waiters.get(ticket)
+                if waiter is not None and not waiter.done():
+                    waiter.set_exception(AgentdError(texts.deadlock(fact), "deadlock", EXIT_DEADLOCK))
+            case _:
+                pass
+
+    def answer(self, ticket: int, granted: Granted | None) -> None:
+        waiter = self.waiters.get(ticket)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(granted)
+
+    def about(self, holder: Holder) -> tuple[int, int, str]:
+        """Job, attempt and owner, as an event has them."""
+        if holder.kind != "job":
+            return 0, 0, self.owners.get(holder.id, holder.key if holder.kind == "session" else "")
+        job = self.engine.jobs.get(int(holder.key))
+        return (job.id, job.attempt, job.owner) if job is not None else (int(holder.key), 0, "")
+
+    def notices(self, fact: LockFact) -> Iterator[Notice]:
+        match fact:
+            case Granted(holder=holder, claims=claims, ticket=ticket):
+                data: dict[str, object] = {"ticket": ticket or None, "claims": [claim_view(one) for one in claims]}
+                yield Notice("lock.granted", data, self.about(holder))
+            case Queued(request=request, blockers=blockers):
+                data = {"ticket": request.ticket, **asked_view(request.wants)}
+                data["for"] = [texts.who(one.holder) for one in blockers[:10]]
+                yield Notice("lock.queued", data, self.about(request.holder))
+            case Deadlock(holder=holder, wants=wants):
+                yield Notice("lock.deadlock", {**asked_view(wants), "said": texts.deadlock(fact)}, self.about(holder))
+            case Noted(claim=claim):
+                yield Notice("lock.noted", claim_view(claim), self.about(claim.holder))
+            case Contested(claim=claim, others=others):
+                data = {**claim_view(claim), "others": [texts.who(one.holder) for one in others]}
+                yield Notice("lock.contested", data, self.about(claim.holder))
+            case Released(claims=claims, why=why):
+                yield Notice("lock.released", {"why": why, **names_view(claims)}, self.about(claims[0].holder))
+            case Pended(claims=claims):
+                yield Notice("lock.pending", names_view(claims), self.about(claims[0].holder))
+            case Resumed(claims=claims):
+                yield Notice("lock.resumed", names_view(claims), self.about(claims[0].holder))
+            case Broken(claim=claim, token=token, by=by, reason=reason):
+                data = {**claim_view(claim), "by": by, "why": reason, "new_token": token}
+                yield Notice("lock.broken", data, self.about(claim.holder))
+            case Withdrawn(request=request, why=why):
+                kind = "lock.expired" if why == "expired" else "lock.withdrawn"
+                data = {"ticket": request.ticket, "why": why, **asked_view(request.wants)}
+                yield Notice(kind, data, self.about(request.holder))
+            case Touched() | Busy():
+                return
+
+    def set_expiry(self) -> None:
+        """Tickets that nobody asks for any more."""
+        at = self.table.next_expiry(self.waiters.keys() | self.inner_tickets())
+        if self.expiry is not None:
+            self.expiry.cancel()
+            self.expiry = None
+        if at is not None:
+            self.expiry = self.engine.loop.call_later(max(0.0, at - self.now()) + 0.01, self.on_expiry)
+
+    def on_expiry(self) -> None:
+        in_use = self.waiters.keys() | self.inner_tickets()
+        self.engine.spawn(self.save(self.table.expire(self.now(), in_use)))
+        self.set_expiry()
+
+    def inner_tickets(self) -> set[int]:
+        """Of jobs that have not started: they wait here, and nobody is connected for them."""
+        held_back = {f"job:{id}" for id in self.engine.held_back}
+        return {request.ticket for request in self.table.waiting() if request.holder.id in held_back}
+
+    # --- jobs -----------------------------------------------------------------------------------------------
+
+    def holder_of(self, job: Job) -> Holder:
+        return Holder("job", str(job.id), job.name, job.attempt, job.pid)
+
+    def hold_back(self, job: Job) -> None:
+        """It does not start before it has what it claims. Said before it can be admitted."""
+        if job.claims:
+            self.engine.held_back.add(job.id)
+
+    async def claim_for(self, job: Job) -> None:
+        """Ask for what a job claims from its start; it is admitted when it has it."""
+        if not job.claims or job.is_done:
+            self.admit_id(job.id)
+            return
+        try:
+            answer, facts = self.table.ask(self.holder_of(job), job.claims, self.now(), "claimed at its start")
+        except AgentdError as error:  # a pool that has become too small, say
+            return await self.refuse(job, error.message)
+        await self.save(facts)
+        if isinstance(answer, Deadlock):
+            await self.refuse(job, texts.deadlock(answer))
+        elif isinstance(answer, Granted):
+            self.admit_id(job.id)
+
+    async def refuse(self, job: Job, why: str) -> None:
+        """It can never have what it claims, so it is not started."""
+        await self.engine.note(job.id, "lock.refused", {"error": why})
+        await self.engine.apply(job.id, on.KillAsked(time.time(), "lock", ()))
+
+    def admit(self, holder: Holder) -> None:
+        if holder.kind == "job":
+            self.admit_id(int(holder.key))
+
+    def admit_id(self, id: int) -> None:
+        if id in self.engine.held_back:
+            self.engine.held_back.discard(id)
+            self.engine.reschedule()
+
+    def waits_for(self, job: Job) -> str | None:
+        """What a job that has not started waits for, in words."""
+        if job.id not in self.engine.held_back:
+            return None
+        for request in self.table.waiting():
+            if request.holder.id == f"job:{job.id}":
+                first = next(iter(self.table.blockers(request)), None)
+                return "lock" if first is None else f"lock {first.name}, held by {texts.who(first.holder)}"
+        return "lock"
+
+    def on_change(self, was: Job | None, job: Job) -> None:
+        """A job has changed. Called in commit order."""
+        if job.is_done and not (was is not None and was.is_done):
+            self.engine.held_back.discard(job.id)
+            if self.has_any(job):
+                self.engine.spawn(self.end_job(job))
+        elif was is not None and was.is_done and not job.is_done:
+            if job.claims:
+                self.engine.held_back.add(job.id)
+            self.engine.spawn(self.resume(job))
+        elif job.is_done and self.has_any(job):
+            if was is not None and was.merged != job.merged:
+                self.engine.spawn(self.save(self.table.land(self.holder_of(job), self.now())))
+            elif not has_work(job):
+                self.engine.spawn(self.save(self.table.drop(self.holder_of(job), self.now())))
+
+    def has_any(self, job: Job) -> bool:
+        holder = self.holder_of(job)
+        return bool(self.table.claims(holder)) or any(one.holder.id == holder.id for one in self.table.waiting())
+
+    async def resume(self, job: Job) -> None:
+        await self.save(self.table.resume(self.holder_of(job), self.now()))
+        if job.id in self.engine.held_back:
+            await self.claim_for(job)
+
+    async def end_job(self, job: Job) -> None:
+        """Its tree is gone, but for what was left on purpose: that keeps its claims."""
+        path = f"{self.state_dir}/jobs/{job.id}/{job.attempt}"
+        end = jobdir.read(path, "end.json") or {}
+        left = {fd for item in end.get("left") or () if (fd := process.open_verified(item["who"])) is not None}
+        if not left:
+            return await self.drop_job(job)
+        self.helpers[job.id] = left
+        for fd in left:
+            self.engine.loop.add_reader(fd, self.on_helper_gone, job.id, fd)
+
+    def on_helper_gone(self, id: int, fd: int) -> None:
+        self.engine.loop.remove_reader(fd)
+        os.close(fd)
+        left = self.helpers[id]
+        left.discard(fd)
+        if not left:
+            del self.helpers[id]
+            if self.engine.jobs[id].is_done:
+                self.engine.spawn(self.drop_job(self.engine.jobs[id]))
+
+    async def drop_job(self, job: Job) -> None:
+        await self.save(self.table.end(self.holder_of(job), self.now()))
+        if not has_work(self.engine.jobs[job.id]):
+            await self.save(self.table.drop(self.holder_of(job), self.now()))
+
+    # --- merges ---------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def integrating(self, job: Job, common: str, ref: str) -> AsyncIterator[None]:
+        """One merge into a branch at a time, first come, first served."""
+        holder, name = self.holder_of(job), Name("integrate", common, ref.removeprefix("refs/heads/"))
+        await self.acquire(holder, [Want(name)], None, "merge")
+        try:
+            yield
+        finally:
+            await self.save(self.table.release(holder, [name], self.now()))
+
+    def refuse_contested(self, job: Job, common: str, changed: Iterable[str]) -> None:
+        """The final word: what another job, or somebody, has claimed for themselves since."""
+        found = self.table.blocking(self.holder_of(job), changed, common)
+        if found:
+            path, claim = found[0]
+            raise Refused(texts.contested(job, path, claim, len(found), self.now()), "contested")
+
+    # --- commands and people --------------------------------------------------------------------------------
+
+    def command(self, key: str) -> Holder:
+        """Of ``agentd lock … -- CMD``: its claim file says who it is, and is locked by it."""
+        record = claimfile.read(self.state_dir, key)
+        if record is None or not claimfile.is_held(self.state_dir, key):
+            raise Refused("the command that asks has ended", "not_alive")
+        holder = Holder("command", key, str(record.get("label", ""))[:200], None, int(record["who"]["pid"]))
+        self.owners[holder.id] = str(record.get("owner", ""))
+        self.watch(holder, key, record["who"])
+        return holder
+
+    def session(self, owner: str, leader: dict[str, int | str] | None) -> Holder:
+        """A person: as alive as the process that leads their session."""
+        key = next((key for id, key in self.keys.items() if id == f"session:{owner}"), None) or os.urandom(16).hex()
+        pid = int(leader["pid"]) if leader is not None else None
+        holder = Holder("session", owner, "", None, pid)
+        claimfile.write(self.state_dir, key, {"owner": owner, "who": leader, "until": time.time() + SESSION_S})
+        self.owners[holder.id] = owner
+        self.watch(holder, key, leader)
+        return holder
+
+    def watch(self, holder: Holder, key: str, who: process.Identity | None) -> bool:
+        """Be told of its end; False if it has ended."""
+        self.keys[holder.id] = key
+        if holder.id in self.watched:
+            return True
+        if who is None:
+            self.engine.loop.call_later(SESSION_S + 1.0, self.on_session_old, holder)
+            return True
+        pidfd = process.open_verified(who)
+        if pidfd is None:
+            return False
+        self.watched[holder.id] = pidfd
+        self.engine.loop.add_reader(pidfd, self.on_gone, holder)
+        return True
+
+    def on_session_old(self, holder: Holder) -> None:
+        record = claimfile.read(self.state_dir, self.keys.get(holder.id, "")) or {}
+        left = float(record.get("until", 0.0)) - time.time()
+        if left > 0 and record.get("who") is None:
+            self.engine.loop.call_later(left + 1.0, self.on_session_old, holder)
+        elif record.get("who") is None:
+            self.engine.spawn(self.let_go(holder))
+
+    def on_gone(self, holder: Holder) -> None:
+        """The process has ended. A command's claim stands as long as anything that it started."""
+        pidfd = self.watched.pop(holder.id)
+        self.engine.loop.remove_reader(pidfd)
+        os.close(pidfd)
+        key = self.keys[holder.id]
+        if holder.kind == "command" and claimfile.is_held(self.state_dir, key):
+            self.wait_for_rest(holder, key)
+        else:
+            self.engine.spawn(self.let_go(holder))
+
+    def wait_for_rest(self, holder: Holder, key: str) -> None:
+        """The kernel wakes nobody but who waits for the lock itself: a thread for each such command."""
+        wait_in_thread(
+            functools.partial(claimfile.wait_until_free, self.state_dir, key),
+            lambda: self.soon(functools.partial(self.let_go, holder)),
+        )
+
+    def soon(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        """From another thread."""
+        self.engine.loop.call_soon_threadsafe(lambda: self.engine.spawn(work()))
+
+    async def let_go(self, holder: Holder) -> None:
+        """It is gone."""
+        key = self.keys.pop(holder.id, None)
+        await self.save(self.table.end(holder, self.now()))
+        self.owners.pop(holder.id, None)
+        if key is not None:
+            claimfile.remove(self.state_dir, key)
+
+    # --- after a restart ------------------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Come to the table that is true, by looking at what lives."""
+        await self.recover_files()
+        known = {one.holder.id: one.holder for one in self.table.claims()}
+        known |= {one.holder.id: one.holder for one in self.table.waiting()}
+        for holder in known.values():
+            if holder.kind != "job":
+                if holder.id not in self.keys:
+                    await self.save(self.table.end(holder, self.now()))
+                continue
+            job = self.engine.jobs.get(int(holder.key))
+            if job is None or not isinstance(job.shelf, Kept):
+                await self.save(self.table.end(holder, self.now()))
+                await self.save(self.table.drop(holder, self.now()))
+            elif job.is_done:
+                await self.end_job(job)
+        for job in list(self.engine.jobs.live.values()):
+            if job.id in self.engine.held_back:
+                await self.claim_for(job)
+        self.set_expiry()
+
+    async def recover_files(self) -> None:
+        records = {key: claimfile.read(self.state_dir, key) or {} for key in claimfile.keys(self.state_dir)}
+        for key, record in sorted(records.items(), key=lambda item: item[1].get("token") or 0):
+            who = record.get("who")
+            if "wants" not in record:
+                holder = Holder("session", str(record.get("owner", "")) or "?", "", None, who["pid"] if who else None)
+                is_alive = who is not None or float(record.get("until", 0.0)) > time.time()
+                if not is_alive or not self.watch(holder, key, who):
+                    claimfile.remove(self.state_dir, key)
+                    self.keys.pop(holder.id, None)
+                else:
+                    self.owners[holder.id] = holder.key
+                continue
+            if not claimfile.is_held(self.state_dir, key):
+                claimfile.remove(self.state_dir, key)
+                continue
+            holder = Holder("command", key, str(record.get("label", "")), None, int(who["pid"]) if who else None)
+            self.owners[holder.id] = str(record.get("owner", ""))
+            if not self.watch(holder, key, who):
+                self.wait_for_rest(holder, key)
+            if record.get("token") and not self.table.claims(holder):  # the store was lost, or behind
+                wants = [Want(Name(*want["name"]), want["mode"]) for want in record["granted"]]
+                _, facts = self.table.ask(holder, wants, self.now(), str(record.get("reason", "")))
+                await self.save(facts)
+
+    def hold_back_queued(self) -> None:
+        """Before anything is admitted: jobs whose claims are not all granted."""
+        for job in self.engine.jobs.live.values():
+            if job.claims and isinstance(job.state, Queued_):
+                self.engine.held_back.add(job.id)
+
+
+# --- small things -------------------------------------------------------------------------------------------
+
+
+def wait_in_thread(wait: Callable[[], None], then: Callable[[], None]) -> None:
+    import threading
+
+    def run() -> None:
+        wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the next daemon looks itself
+            then()
+
+    threading.Thread(target=run, name="lock", daemon=True).start()
+
+
+def has_work(job: Job) -> bool:
+    """May something of it still land in a branch?"""
+    if isinstance(job.place, InPlace) or not isinstance(job.shelf, Kept):
+        return False
+    if not isinstance(job.state, Done) or not job.state.is_settled:
+        return True
+    assert isinstance(job.place, Worktree)
+    stat = (job.result or {}).get("diffstat")
+    return not job.place.is_gone and not (isinstance(stat, dict) and not stat.get("files"))
+
+
+def claim_view(claim: Any) -> dict[str, object]:
+    return {
+        "name": str(claim.name),
+        "repo": claim.name.scope,
+        "mode": MODES[claim.mode],
+        "token": claim.token,
+        "state": claim.state,
+        "reason": claim.reason,
+    }
+
+
+def names_view(claims: Iterable[Any]) -> dict[str, object]:
+    names = [one.name for one in claims]
+    return {"names": [str(name) for name in names], "repo": scope_of(names)}
+
+
+def asked_view(wants: Iterable[Want]) -> dict[str, object]:
+    asked = list(wants)
+    return {
+        "names": [str(want.name) for want in asked],
+        "modes": [MODES[want.mode] for want in asked],
+        "repo": scope_of([want.name for want in asked]),
+    }
+
+
+def scope_of(names: list[Name]) -> str:
+    return next((name.scope for name in names if name.scope), "")
