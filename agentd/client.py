@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from agentd import __version__, jobdir, paths, process
+from agentd import __version__, claimfile, jobdir, paths, process
 from agentd.core.errors import EXIT_ANOTHER, EXIT_NOT_NOW, AgentdError, Fault, NotNow, Refused, Usage
 
 PROTOCOL = 1
@@ -232,8 +232,28 @@ class Client:
             except ConnectionLost:
                 self.close()
 
-    def unlock(self, names: Sequence[str] = (), *, all: bool = False, cwd: str | None = None) -> dict[str, Any]:
-        return self.ask("lock.release", names=list(names), all=all, cwd=cwd or os.getcwd(), owner=self.owner)
+    def unlock(
+        self, names: Sequence[str] = (), *, all: bool = False, cwd: str | None = None, claim: str = ""
+    ) -> dict[str, Any]:
+        where = cwd or os.getcwd()
+        return self.ask("lock.release", names=list(names), all=all, cwd=where, owner=self.owner, claim=claim)
+
+    @contextlib.contextmanager
+    def locked(
+        self, *wants: str | dict[str, str], wait: float | None = None, **options: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Hold ``wants`` within a ``with``, at most as long as this process and what it forks meanwhile live."""
+        params = {"cwd": os.getcwd()} | options
+        record = {"label": " ".join(sys.argv)[:200], "owner": self.owner, "wants": list(wants), "cwd": params["cwd"]}
+        key, fd = claimfile.make(self.state_dir, record, is_inherited=False)
+        try:
+            answer = self.lock(list(wants), wait=wait, claim=key, **params)
+            claimfile.rewrite(fd, record | {"token": answer["token"], "granted": answer["granted"]})
+            yield answer
+            self.unlock(all=True, claim=key)
+        finally:
+            claimfile.remove(self.state_dir, key)
+            os.close(fd)
 
     def locks(self, cwd: str | None = None) -> dict[str, Any]:
         """All claims and all who wait; with ``cwd`` those of the repository there, and of no repository."""

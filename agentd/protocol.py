@@ -247,6 +247,7 @@ class ReleaseLock(Params, frozen=True):
     names: tuple[str, ...] = ()
     cwd: str = "/"
     owner: str = ""
+    claim: str = ""
     all: bool = False
 
 

@@ -40,7 +40,7 @@ RINGS: dict[str, set[str]] = {
     "keeper": {"budget", "output", "launch", "jobdir", "protocol", "process", "paths", "files"},
     "zygote": {"keeper", "budget", "output", "launch", "jobdir", "protocol", "process", "paths", "files"},
     # the client starts the daemon as `sys.executable -m agentd.daemon`, never by importing it
-    "client": {"core", "protocol", "jobdir", "process", "paths", "files"},
+    "client": {"core", "protocol", "jobdir", "claimfile", "process", "paths", "files"},
     # reads an attempt's files and listens to its keeper: works while the daemon is dead
     "follow": {"core", "protocol", "jobdir", "process", "paths", "files"},
     "runners": {"core", "protocol", "jobdir", "client", "process", "paths", "files"},

@@ -117,7 +117,7 @@ class LockMethods:
                 raise Usage(f"{escaped(name.text)} claims {what} files; add --broad if meant", "too_broad")
 
     async def do_lock_release(self, connection: Connection, ask: protocol.ReleaseLock) -> dict[str, Any]:
-        holder = self.holder_asking(connection, ask.owner)
+        holder = self.locking.command(ask.claim) if ask.claim else self.holder_asking(connection, ask.owner)
         table = self.locking.table
         held = {claim.name: claim for claim in table.claims(holder)}
         waiting = [request for request in table.waiting() if request.holder.id == holder.id]
@@ -132,6 +132,8 @@ class LockMethods:
             await self.locking.save(table.give_up(request.ticket, self.locking.now()))
         if found:
             await self.locking.save(table.release(holder, found, self.locking.now()))
+        if ask.claim and ask.all:
+            self.locking.forget(holder)
         return {"released": [str(name) for name in found], "withdrawn": [one.ticket for one in given_up]}
 
     def refuse_foreign(self, names: list[Name], holder: Holder, held: dict[Name, Claim]) -> None:
@@ -244,8 +246,10 @@ class LockMethods:
             if name is None:
                 return True
             data = entry["data"]
-            told = [data.get("name"), *data.get("names", ()), *(one["name"] for one in data.get("claims", ()))]
-            return any(lock_names.is_about(text, str(data.get("repo", "")), name) for text in told if text)
+            scope = str(data.get("repo", ""))
+            told = [(text, scope) for text in (data.get("name"), *data.get("names", ())) if text]
+            told += [(one["name"], one["repo"]) for one in data.get("claims", ())]
+            return any(lock_names.is_about(text, whose, name) for text, whose in told)
 
         rows = await asyncio.wrap_future(
             self.engine.store.ask(

@@ -48,6 +48,7 @@ from agentd.store import Change, Locks
 SESSION_S = 1800.0
 """A person's claim where no process leads their session: so long after they last asked for something."""
 STARVED_S = 1800.0
+SERVED_KEPT = 1000
 
 
 class Locking:
@@ -64,6 +65,8 @@ class Locking:
         )
         self.waiters: dict[int, asyncio.Future[Granted | None]] = {}
         """Who is connected and waits, by ticket. None: the request is gone."""
+        self.served: dict[int, tuple[Want, ...]] = {}
+        """The last tickets that came to their turn."""
         self.keys: dict[str, str] = {}
         """The claim file of each holder that is no job."""
         self.owners: dict[str, str] = {}
@@ -88,9 +91,7 @@ class Locking:
         """Hold all of it when this returns; NotNow if it could not be had in ``wait`` seconds (None: no limit), with
         the ticket that keeps the place; exit 76 if it never could."""
         if ticket is not None and not wants:
-            wants = next((one.wants for one in self.table.waiting() if one.ticket == ticket), ())
-            if not wants:
-                raise Refused(f"there is no ticket {ticket}, or no longer; ask again by name", "bad_ticket")
+            wants = self.asked_with(ticket)
         answer, facts = self.table.ask(holder, wants, self.now(), reason, ticket, wait is None or wait > 0)
         try:
             await self.save(facts, must=False)
@@ -108,6 +109,14 @@ class Locking:
                 raise NotNow(texts.busy(answer, self.now()), "busy")
             case Queued():
                 raise NotNow(texts.timed_out(answer, self.now()), "timeout")
+
+    def asked_with(self, ticket: int) -> Sequence[Want]:
+        """What a ticket is for, also when its turn has come meanwhile."""
+        waiting = next((one.wants for one in self.table.waiting() if one.ticket == ticket), None)
+        known = self.served.get(ticket) if waiting is None else waiting
+        if known is None:
+            raise Refused(f"there is no ticket {ticket}, or no longer; ask again by name", "bad_ticket")
+        return known
 
     def take_back(self, answer: Answer, holder: Holder) -> None:
         """It could not be saved, or nobody waits for the answer: as if it had not been asked."""
@@ -170,7 +179,10 @@ class Locking:
 
     def wake(self, fact: LockFact) -> None:
         match fact:
-            case Granted(holder=holder, ticket=ticket) if ticket:
+            case Granted(holder=holder, claims=claims, ticket=ticket) if ticket:
+                self.served[ticket] = tuple(Want(claim.name, claim.mode) for claim in claims)
+                if len(self.served) > SERVED_KEPT:
+                    del self.served[next(iter(self.served))]
                 self.answer(ticket, fact)
                 self.admit(holder)
             case Withdrawn(request=request):
@@ -433,11 +445,20 @@ class Locking:
 
     async def let_go(self, holder: Holder) -> None:
         """It is gone."""
-        key = self.keys.pop(holder.id, None)
         await self.save(self.table.end(holder, self.now()))
-        self.owners.pop(holder.id, None)
+        key = self.keys.get(holder.id)
+        self.forget(holder)
         if key is not None:
             claimfile.remove(self.state_dir, key)
+
+    def forget(self, holder: Holder) -> None:
+        """It has nothing any more."""
+        pidfd = self.watched.pop(holder.id, None)
+        if pidfd is not None:
+            self.engine.loop.remove_reader(pidfd)
+            os.close(pidfd)
+        self.keys.pop(holder.id, None)
+        self.owners.pop(holder.id, None)
 
     # --- after a restart ------------------------------------------------------------------------------------
 
