@@ -63,20 +63,29 @@ class Place:
 
 
 def find(cwd: str) -> Place | None:
-    """The working tree that ``cwd`` is in; None if it is in none."""
+    """The working tree that ``cwd`` is in; None if it is in none. As git finds it, but without a git: whoever claims a
+    path waits for this."""
     if not os.path.isdir(cwd):
         raise Refused(f"there is no folder {cwd}; go to another one, and try again", code="no_folder")
-    _refuse_pipes_above(cwd)
-    try:
-        common, prefix, top = _fields(
-            git(["rev-parse", "--git-common-dir", "--show-prefix", "--show-toplevel"], cwd=cwd), 3, cwd
-        )
-    except GitFailed as failure:
-        if re.search("not a git repository|must be run in a work tree", failure.stderr):
+    real = os.path.realpath(cwd)
+    top = real
+    while True:
+        git_dir = os.path.join(top, ".git")
+        if not os.path.isdir(git_dir) and os.path.lexists(git_dir):
+            git_dir = os.path.join(top, _line(git_dir).removeprefix("gitdir: "))
+        if _is_git_dir(git_dir):
+            break
+        if top == os.path.dirname(top):
             return None
-        raise _refusal(failure, cwd, None) from None
-    real = _real(cwd, common)
-    return Place(real, os.path.realpath(top), prefix.rstrip("/"), _folds_case(real))
+        top = os.path.dirname(top)
+    common = os.path.realpath(os.path.join(git_dir, _line(os.path.join(git_dir, "commondir"))))
+    prefix = os.path.relpath(real, top) if real != top else ""
+    return Place(common, top, prefix, _folds_case(common))
+
+
+def _is_git_dir(path: str) -> bool:
+    parts = ("HEAD", "commondir") if os.path.exists(os.path.join(path, "commondir")) else ("HEAD", "objects", "refs")
+    return all(os.path.lexists(os.path.join(path, part)) for part in parts)
 
 
 @functools.lru_cache(maxsize=256)
