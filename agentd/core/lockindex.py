@@ -1,0 +1,106 @@
+"""What is kept under names, found by overlap: the table asks for what meets a name, and most of it cannot.
+
+Two patterns can meet only if the fixed part of one (its segments before the first wildcard) begins that of the other. So
+paths are kept in a tree of fixed parts: what meets a name stands on the way down to it, or, if it has wildcards, below.
+Names of other kinds meet only when equal.
+"""
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from agentd.core.claims import Name
+from agentd.core.patterns import fixed_part, is_literal, overlap
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Node:
+    __slots__ = ("below", "literal", "wild")
+
+    def __init__(self) -> None:
+        self.below: dict[str, _Node] = {}
+        self.literal: Name | None = None
+        self.wild: dict[Name, None] = {}
+
+
+class ByName(Generic[K, V]):
+    """For each name, values by key, in the order in which they were put."""
+
+    def __init__(self) -> None:
+        self._at: dict[Name, dict[K, V]] = {}
+        self._trees: dict[str, _Node] = {}
+
+    def put(self, name: Name, key: K, value: V) -> None:
+        values = self._at.get(name)
+        if values is None:
+            values = self._at[name] = {}
+            if name.kind == "path":
+                self._plant(name)
+        values[key] = value
+
+    def remove(self, name: Name, key: K) -> None:
+        values = self._at[name]
+        del values[key]
+        if not values:
+            del self._at[name]
+            if name.kind == "path":
+                self._uproot(name)
+
+    def at(self, name: Name) -> dict[K, V]:
+        return self._at.get(name) or {}
+
+    def meeting(self, name: Name) -> Iterator[tuple[Name, dict[K, V]]]:
+        if name.kind != "path":
+            if name in self._at:
+                yield name, self._at[name]
+            return
+        for other in self._candidates(name):
+            if other == name or overlap(other.text, name.text):
+                yield other, self._at[other]
+
+    def _candidates(self, name: Name) -> list[Name]:
+        node = self._trees.get(name.scope)
+        if node is None:
+            return []
+        found = list(node.wild)
+        for segment in fixed_part(name.text):
+            node = node.below.get(segment)
+            if node is None:
+                return found
+            found.extend(node.wild)
+        if is_literal(name.text):
+            return found if node.literal is None else [*found, node.literal]
+        if node.literal is not None:
+            found.append(node.literal)
+        todo = list(node.below.values())
+        while todo:
+            node = todo.pop()
+            found.extend(node.wild)
+            if node.literal is not None:
+                found.append(node.literal)
+            todo.extend(node.below.values())
+        return found
+
+    def _plant(self, name: Name) -> None:
+        node = self._trees.setdefault(name.scope, _Node())
+        for segment in fixed_part(name.text):
+            node = node.below.setdefault(segment, _Node())
+        if is_literal(name.text):
+            node.literal = name
+        else:
+            node.wild[name] = None
+
+    def _uproot(self, name: Name) -> None:
+        way = [self._trees[name.scope]]
+        segments = fixed_part(name.text)
+        for segment in segments:
+            way.append(way[-1].below[segment])
+        if is_literal(name.text):
+            way[-1].literal = None
+        else:
+            del way[-1].wild[name]
+        for segment, node, above in zip(reversed(segments), reversed(way), reversed(way[:-1]), strict=False):
+            if node.below or node.wild or node.literal is not None:
+                return
+            del above.below[segment]

@@ -1,0 +1,60 @@
+"""Who waits for whom, and who would wait for ever.
+
+A holder gets free if all its requests can be granted once others that get free have let go of everything. Slots of a
+pool make it more than a search for circles: who waits for one of three is not stuck while one of the three is not.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from agentd.core.claims import Edge
+
+
+class Wait(NamedTuple):
+    """A want of a request that waits until ``need`` of the edges' blockers have let go."""
+
+    ticket: int
+    need: int
+    edges: tuple[Edge, ...]
+
+
+def stuck_with(start: str, waits_of: Callable[[str], list[Wait]]) -> dict[str, list[Wait]]:
+    """Of ``start`` and all it waits for, those that would never get free, with what they wait for."""
+    waits: dict[str, list[Wait]] = {}
+    todo = [start]
+    while todo:
+        id = todo.pop()
+        if id not in waits:
+            waits[id] = waits_of(id)
+            todo.extend(edge.blocker.id for wait in waits[id] for edge in wait.edges)
+    last_first = list(reversed(waits))
+    free: set[str] = set()
+    is_news = True
+    while is_news:
+        news = [id for id in last_first if id not in free and _gets_free(waits[id], free, id)]
+        free.update(news)
+        is_news = bool(news)
+    return {id: waits[id] for id in waits if id not in free}
+
+
+def _gets_free(waits: list[Wait], free: set[str], id: str) -> bool:
+    return all(sum(edge.blocker.id in free for edge in wait.edges) >= wait.need for wait in waits)
+
+
+def circle(start: str, stuck: dict[str, list[Wait]]) -> list[tuple[int, Edge]]:
+    """A shortest way from ``start`` back to it among the stuck: each edge with the ticket of who waits."""
+    came: dict[str, tuple[str, int, Edge]] = {}
+    todo = [start]
+    for id in todo:
+        for wait in stuck[id]:
+            for edge in wait.edges:
+                to = edge.blocker.id
+                if to in stuck and to not in came:
+                    came[to] = (id, wait.ticket, edge)
+                    todo.append(to)
+    way: list[tuple[int, Edge]] = []
+    id = start
+    while not way or id != start:
+        id, ticket, edge = came[id]
+        way.append((ticket, edge))
+    return way[::-1]
