@@ -19,12 +19,10 @@ SHARED: Mode = "S"
 APPEND: Mode = "A"
 MODES = {"X": "exclusive", "S": "shared", "A": "append"}
 
-State = Literal["active", "pending", "contested"]
+State = Literal["active", "pending"]
 ACTIVE: State = "active"
 PENDING: State = "pending"
 """Its job has ended and the work is neither merged nor dropped. It blocks as an active one does."""
-CONTESTED: State = "contested"
-"""Somebody else's claim was there first: no token, blocks nobody."""
 
 
 class Name(msgspec.Struct, frozen=True, order=True):
@@ -71,20 +69,20 @@ class Claim(msgspec.Struct, frozen=True, omit_defaults=True):
     mode: Mode
     holder: Holder
     token: int
-    """From one rising sequence, never used twice; 0 for a contested one."""
+    """From one rising sequence, never used twice; 0: contested, somebody else's claim was there first."""
     since: float
     state: State = ACTIVE
     reason: str = ""
     is_automatic: bool = False
-    """Made by a write that was seen. It blocks nobody."""
+    """Made by a write that was seen. It blocks nobody; all others do."""
 
     @property
     def key(self) -> tuple[str, Name]:
         return self.holder.id, self.name
 
     @property
-    def is_blocking(self) -> bool:
-        return not self.is_automatic and self.state != CONTESTED
+    def is_contested(self) -> bool:
+        return self.token == 0
 
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -1,8 +1,8 @@
 """What is kept under names, found by overlap: the table asks for what meets a name, and most of it cannot.
 
-Two patterns can meet only if the fixed part of one (its segments before the first wildcard) begins that of the other. So
-paths are kept in a tree of fixed parts: what meets a name stands on the way down to it, or, if it has wildcards, below.
-Names of other kinds meet only when equal.
+Two patterns can meet only if the fixed part of one (its segments before the first wildcard) begins that of the
+other. So paths are kept in a tree of fixed parts: what meets a name stands on the way down to it, or, if it has
+wildcards, below. Names of other kinds meet only when equal.
 """
 
 from collections.abc import Iterator
