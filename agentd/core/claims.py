@@ -217,7 +217,8 @@ class Broken(Fact, frozen=True):
 class Withdrawn(Fact, frozen=True):
     at: float
     request: Request
-    why: Literal["given_up", "expired", "ended"]
+    why: Literal["given_up", "expired", "ended", "impossible"]
+    """``impossible``: its pool has become too small."""
 
 
 class Touched(Fact, frozen=True):

@@ -179,6 +179,34 @@ class Book:
         for want in wants:
             yield Want(next(left[want.name])) if want.name in left else want
 
+    def check(self) -> list[str]:
+        """What is wrong with it: nothing, ever."""
+        wrong = [
+            f"{claim.holder.id} and {other.holder.id} both hold {claim.name}"
+            for claim in self.claims()
+            if not claim.is_automatic
+            for other in self._held_by_others(claim.holder.id, Want(claim.name, claim.mode))
+        ]
+        wrong += [
+            f"{one.holder.id} has {one.name} twice"
+            for one in self.claims()
+            if self._shelf(one).at(one.name).get(one.holder.id) != one
+        ]
+        for ticket, request in self._requests.items():
+            thing = self._watching.get(ticket)
+            if self._thing_before(request) is None:
+                wrong.append(f"ticket {ticket} waits for nothing")
+            if thing is None or ticket not in self._watched[thing]:
+                wrong.append(f"ticket {ticket} watches nothing")
+            elif not self._is_before(thing, request):
+                wrong.append(f"ticket {ticket} watches {thing}, which does not stand before it")
+        return wrong
+
+    def _is_before(self, thing: Thing, request: Request) -> bool:
+        clashes = self._clashes(request.holder.id, request.wants)
+        things: set[Thing] = {claim.key for clash in clashes for claim in clash.claims}
+        return thing in things | self._before(request) | {clash.want.name for clash in clashes}
+
     # --- requests before it --------------------------------------------------------------------------------------
 
     def _lines_meeting(self, name: Name) -> Iterator[tuple[Name, dict[Mode, dict[int, str]]]]:

@@ -1,4 +1,4 @@
-"""What a word means as the name of a lock: ``path:src/**`` or bare, ``res:NAME``, ``file:/PATH``, ``integrate:BRANCH``."""
+"""What a word means as a lock's name: ``path:src/**`` or bare, ``res:NAME``, ``file:/PATH``, ``integrate:BRANCH``."""
 
 import re
 

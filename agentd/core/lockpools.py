@@ -49,6 +49,14 @@ class Pools(dict[str, int]):
             raise Usage("nothing was asked for; name a path, such as src/a.py, or a resource, res:NAME", "empty")
         return wanted
 
+    def can_give(self, wants: Iterable[Want]) -> bool:
+        """At all, when nobody has any of it."""
+        try:
+            self.normal(wants)
+        except Usage:
+            return False
+        return True
+
     def _refuse_bad_slot(self, want: Want) -> None:
         if want.name.kind != "res":
             return

@@ -210,9 +210,11 @@ class Table(Book):
     def set_pools(self, pools: Mapping[str, int], at: float) -> Facts:
         """The configuration has changed. Slots that are held stay so."""
         self.pools = Pools(pools)
+        too_much = [request for request in self._requests.values() if not self.pools.can_give(request.wants)]
+        facts, _ = self._withdraw(too_much, "impossible", at)
         for ticket in self._requests:
             self._unwatch(ticket)
-        return self._settle(list(self._requests), at)
+        return (*facts, *self._settle(self._requests, at))
 
     # --- a request, before and after ------------------------------------------------------------------------------
 
@@ -305,7 +307,7 @@ class Table(Book):
         return (*self._settle(wake, at), *self._settle_contests(claims, at))
 
     def _withdraw(
-        self, requests: Iterable[Request], why: Literal["given_up", "expired", "ended"], at: float
+        self, requests: Iterable[Request], why: Literal["given_up", "expired", "ended", "impossible"], at: float
     ) -> tuple[list[LockFact], list[int]]:
         facts: list[LockFact] = []
         woken: list[int] = []

@@ -1,0 +1,216 @@
+"""The lock table against a model that lists paths and tries everything; invariants after each step."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as some
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from lockmodel import Model
+
+from agentd.core.claims import Busy, Deadlock, Granted, Holder, LockFact, Mode, Name, Queued, Request, Want
+from agentd.core.errors import Usage
+from agentd.core.locks import Table
+
+PATTERNS = ["a", "b", "a/**", "a/b", "a/b/c", "**/c", "*/b", "a/*/c", "**", "b/?", "?/**/c", "a/**/b/**", "c/a*", "*"]
+PATHS = [Name("path", "r", text) for text in PATTERNS]
+OTHERS = [
+    *(Name("path", "q", text) for text in ("a", "**")),
+    *(Name("res", "", text) for text in ("db", "gpu", "gpu", "gpu:1", "gpu:2")),
+    *(Name("file", "", "/x"), Name("integrate", "r", "main")),
+]
+POOL = Name("res", "", "gpu")
+NAMES = [*PATHS, *OTHERS]
+WRITTEN = [Name("path", "r", text) for text in ("a", "a/b", "a/b/c", "c/a")]
+HOLDERS = [
+    *(Holder("job", key) for key in ("1", "2", "3", "4")),
+    *(Holder("command", "1"), Holder("session", "me")),
+]
+MODES: list[Mode] = ["X", "X", "S", "A"]
+
+holders = some.sampled_from(HOLDERS)
+names = some.sampled_from(NAMES)
+modes = some.sampled_from(MODES)
+
+
+def want(name: Name, mode: Mode) -> Want:
+    return Want(name, "X" if name.text.startswith("gpu") else mode)
+
+
+wants = some.lists(some.builds(want, names, modes), min_size=1, max_size=3)
+
+
+class LockTable(RuleBasedStateMachine):
+    """Each operation is done by the table and by one that was loaded from what the facts said before: they must tell the
+    same. The model judges each fact, in the order told."""
+
+    steps = 0
+    told: Counter[str] = Counter()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = Table({"gpu": 2})
+        self.model = Model({"gpu": 2})
+        self.at = 0.0
+
+    def do(self, deed: Callable[[Table], tuple[LockFact, ...]], asker: Request | None = None) -> None:
+        self.at += 1.0
+        twin = self.loaded()
+        facts = deed(self.table)
+        assert deed(twin) == facts
+        for fact in facts:
+            self.model.check_fact(fact, asker)
+            self.model.apply(fact)
+            LockTable.told[type(fact).__name__] += 1
+        LockTable.steps += 1
+        self.model.check()
+        assert self.table.claims() == twin.claims() == self.loaded().claims()
+        assert self.table.waiting() == twin.waiting() == tuple(self.model.requests.values())
+        assert self.table.check() == twin.check() == []
+
+    def loaded(self) -> Table:
+        stored, table = self.model, self.table
+        claims, requests = stored.claims.values(), stored.requests.values()
+        return Table.load(claims, requests, table.last_token, table.last_ticket, stored.pools)
+
+    @rule(holder=holders, wants=wants, wait=some.sampled_from([True, True, True, False]))
+    def ask(self, holder: Holder, wants: list[Want], wait: bool) -> None:
+        wanted = tuple(sorted(self.merged(wants)))
+        waiting = [r for r in self.model.requests.values() if r.holder.id == holder.id and r.wants == wanted]
+        asker = waiting[0] if waiting else Request(self.table.last_ticket + 1, holder, wanted, self.at, self.at)
+        before = (self.table.claims(), self.table.waiting())
+
+        def asked(table: Table) -> tuple[LockFact, ...]:
+            answer, facts = table.ask(holder, wants, self.at, wait=wait)
+            if isinstance(answer, Granted | Deadlock | Queued | Busy) and answer not in facts:
+                self.model.check_fact(answer, asker)
+                assert isinstance(answer, Busy) or not isinstance(answer, Deadlock)
+                if not waiting:
+                    assert (table.claims(), table.waiting()) == before
+            return facts
+
+        try:
+            self.do(asked, asker)
+        except Usage:
+            assert not self.model.could_ever(wanted)
+
+    def merged(self, wants: list[Want]) -> list[Want]:
+        pools = [want for want in wants if self.model.is_pool(want.name)]
+        modes: dict[Name, set[Mode]] = {}
+        for want in wants:
+            if want not in pools:
+                modes.setdefault(want.name, set()).add(want.mode)
+        return [*pools, *(Want(name, "X" if len(both) > 1 else both.pop()) for name, both in modes.items())]
+
+    @precondition(lambda self: self.model.requests)
+    @rule(data=some.data(), wait=some.booleans())
+    def ask_again(self, data: some.DataObject, wait: bool) -> None:
+        request = data.draw(some.sampled_from([*self.model.requests.values()]))
+
+        def asked(table: Table) -> tuple[LockFact, ...]:
+            answer, facts = table.ask(request.holder, request.wants, self.at, ticket=request.ticket, wait=wait)
+            assert isinstance(answer, Queued if wait else Busy)
+            self.model.check_fact(answer, request)
+            return facts
+
+        self.do(asked, request)
+        assert self.model.requests[request.ticket].asked == self.at
+
+    @rule(holder=holders, written=some.lists(some.sampled_from(WRITTEN), min_size=1, max_size=2), mode=modes)
+    def note(self, holder: Holder, written: list[Name], mode: Mode) -> None:
+        self.do(lambda table: table.note(holder, written, self.at, mode))
+
+    @rule(holder=holders, names=some.lists(names, max_size=3))
+    def release(self, holder: Holder, names: list[Name]) -> None:
+        self.do(lambda table: table.release(holder, names, self.at))
+
+    @precondition(lambda self: self.model.claims)
+    @rule(data=some.data())
+    def release_one(self, data: some.DataObject) -> None:
+        claim = data.draw(some.sampled_from([*self.model.claims.values()]))
+        self.do(lambda table: table.release(claim.holder, [claim.name], self.at))
+        assert claim.key not in self.model.claims or self.model.claims[claim.key].token > claim.token
+
+    @rule(holder=holders)
+    def release_all(self, holder: Holder) -> None:
+        self.do(lambda table: table.release(holder, None, self.at))
+
+    @rule(holder=holders)
+    def end(self, holder: Holder) -> None:
+        self.do(lambda table: table.end(holder, self.at))
+        assert not [r for r in self.model.requests.values() if r.holder.id == holder.id]
+        left = [claim for claim in self.model.claims.values() if claim.holder.id == holder.id]
+        assert all((c.state, c.name.kind, holder.kind) == ("pending", "path", "job") for c in left)
+
+    @rule(holder=holders)
+    def resume(self, holder: Holder) -> None:
+        self.do(lambda table: table.resume(holder, self.at))
+
+    @rule(holder=holders, is_merged=some.booleans())
+    def land_or_drop(self, holder: Holder, is_merged: bool) -> None:
+        self.do(lambda table: (table.land if is_merged else table.drop)(holder, self.at))
+        left = [c for c in self.model.claims.values() if c.holder.id == holder.id and c.name.kind == "path"]
+        granted = {claim.token for claim in left}
+        assert not left or min(granted) > 0
+
+    @rule(names=some.lists(names, max_size=2))
+    def break_(self, names: list[Name]) -> None:
+        self.do(lambda table: table.break_(names, self.at, "me", "urgent"))
+
+    @rule(ticket=some.integers(1, 60))
+    def give_up(self, ticket: int) -> None:
+        self.do(lambda table: table.give_up(ticket, self.at))
+        assert ticket not in self.model.requests
+
+    @rule(in_use=some.sets(some.integers(1, 60), max_size=3), passed=some.floats(500, 700))
+    def expire(self, in_use: set[int], passed: float) -> None:
+        self.at += passed
+        due = self.table.next_expiry(in_use)
+        late = {r.ticket for r in self.model.requests.values() if r.asked <= self.at + 1 - 600} - in_use
+        assert bool(late) == (due is not None and due <= self.at + 1)
+        self.do(lambda table: table.expire(self.at, in_use))
+        assert not late & set(self.model.requests)
+
+    @rule(tickets=some.sets(some.integers(1, 60), max_size=9))
+    def touch(self, tickets: set[int]) -> None:
+        self.do(lambda table: table.touch(sorted(tickets), self.at))
+
+    @rule(size=some.integers(1, 3))
+    def set_pools(self, size: int) -> None:
+        def changed(table: Table) -> tuple[LockFact, ...]:
+            self.model.pools = {"gpu": size}
+            return table.set_pools({"gpu": size}, self.at)
+
+        self.do(changed)
+
+    @rule()
+    def restart(self) -> None:
+        self.table = self.loaded()
+
+    def teardown(self) -> None:
+        """Nobody starves: once all who hold let go, again and again, all are served."""
+        while self.model.requests:
+            waiting = {request.holder.id for request in self.model.requests.values()}
+            for holder in HOLDERS:
+                if holder.id not in waiting:
+                    self.do(lambda table, holder=holder: table.release(holder, None, self.at))  # type: ignore[misc]
+            assert {r.holder.id for r in self.model.requests.values()} != waiting, "some starve"
+
+
+def test_the_table_does_what_the_model_says() -> None:
+    LockTable.steps, LockTable.told = 0, Counter()
+    is_long = bool(os.environ.get("AGENTD_LONG"))
+    some_suppressed = list(HealthCheck)
+    run_state_machine_as_test(
+        LockTable,
+        settings=settings(
+            max_examples=4000 if is_long else 60,
+            stateful_step_count=50,
+            deadline=None,
+            suppress_health_check=some_suppressed,
+        ),
+    )
+    print(LockTable.steps, "steps;", dict(LockTable.told))
+    if is_long:
+        assert LockTable.steps >= 100_000
