@@ -1,7 +1,7 @@
 """What the lock table must do, said a second time and as plainly as can be: by listing paths and trying everything.
 
-It knows nothing of the table but its facts. A pattern is the set of paths it matches in a small world; who can finish is
-found by letting everybody finish who can.
+It knows nothing of the table but its facts. A pattern is the set of paths it matches in a small world; who can
+finish is found by letting everybody finish who can.
 """
 
 import re
@@ -210,8 +210,7 @@ class Model:
                 assert not fact.ticket and all(self.claims[c.key].token == c.token for c in fact.claims)
             case Queued() | Busy():
                 assert asker is not None
-                clear = [r for r in self.before(asker) if asker.holder.id not in self.waits_for(r.holder.id)]
-                assert self.standing(asker.holder.id, asker.wants) or clear, "it could have been granted"
+                assert self._must_wait(asker), "it could have been granted"
                 if isinstance(fact, Queued):
                     assert fact.position == len(self.unpassed(fact.request)) + 1
                     self._check_passes(fact.request, self.with_request(asker))
@@ -225,6 +224,13 @@ class Model:
                 others = [c for c in self.claims.values() if c.holder.id != claim.holder.id and c.token]
                 met = {c.token for c in others if clash(c, claim)}
                 assert {c.token for c in fact.others} == met if isinstance(fact, Contested) else not met
+
+    def _must_wait(self, asker: Request) -> bool:
+        if self.standing(asker.holder.id, asker.wants):
+            return True
+        before = self.unpassed(asker)
+        clear = [r for r in before if asker.holder.id not in self.waits_for(r.holder.id)]
+        return bool(clear) or (bool(before) and not self.with_request(asker).stuck(in_order=True))
 
     def with_request(self, request: Request) -> "Model":
         model = self.copy()

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable
+from typing import ClassVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as some
@@ -22,6 +23,7 @@ OTHERS = [
 ]
 POOL = Name("res", "", "gpu")
 NAMES = [*PATHS, *OTHERS]
+HOT = [PATHS[0], PATHS[3], PATHS[6], POOL, Name("res", "", "db")]
 WRITTEN = [Name("path", "r", text) for text in ("a", "a/b", "a/b/c", "c/a")]
 HOLDERS = [
     *(Holder("job", key) for key in ("1", "2", "3", "4")),
@@ -39,14 +41,15 @@ def want(name: Name, mode: Mode) -> Want:
 
 
 wants = some.lists(some.builds(want, names, modes), min_size=1, max_size=3)
+hot_wants = some.lists(some.builds(want, some.sampled_from(HOT), modes), min_size=1, max_size=2)
 
 
 class LockTable(RuleBasedStateMachine):
-    """Each operation is done by the table and by one that was loaded from what the facts said before: they must tell the
-    same. The model judges each fact, in the order told."""
+    """Each operation is done by the table and by one that was loaded from what the facts said before: they must tell
+    the same. The model judges each fact, in the order told."""
 
     steps = 0
-    told: Counter[str] = Counter()
+    told: ClassVar[Counter[str]] = Counter()
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,6 +79,17 @@ class LockTable(RuleBasedStateMachine):
 
     @rule(holder=holders, wants=wants, wait=some.sampled_from([True, True, True, False]))
     def ask(self, holder: Holder, wants: list[Want], wait: bool) -> None:
+        self.ask_for(holder, wants, wait)
+
+    @rule(holder=holders, wants=hot_wants)
+    def ask_for_what_many_want(self, holder: Holder, wants: list[Want]) -> None:
+        self.ask_for(holder, wants, wait=True)
+
+    @rule(holder=holders, wants=some.lists(some.builds(want, names, modes), min_size=1, max_size=1))
+    def ask_for_one(self, holder: Holder, wants: list[Want]) -> None:
+        self.ask_for(holder, wants, wait=True)
+
+    def ask_for(self, holder: Holder, wants: list[Want], wait: bool) -> None:
         wanted = tuple(sorted(self.merged(wants)))
         waiting = [r for r in self.model.requests.values() if r.holder.id == holder.id and r.wants == wanted]
         asker = waiting[0] if waiting else Request(self.table.last_ticket + 1, holder, wanted, self.at, self.at)
@@ -121,10 +135,6 @@ class LockTable(RuleBasedStateMachine):
     def note(self, holder: Holder, written: list[Name], mode: Mode) -> None:
         self.do(lambda table: table.note(holder, written, self.at, mode))
 
-    @rule(holder=holders, names=some.lists(names, max_size=3))
-    def release(self, holder: Holder, names: list[Name]) -> None:
-        self.do(lambda table: table.release(holder, names, self.at))
-
     @precondition(lambda self: self.model.claims)
     @rule(data=some.data())
     def release_one(self, data: some.DataObject) -> None:
@@ -132,51 +142,33 @@ class LockTable(RuleBasedStateMachine):
         self.do(lambda table: table.release(claim.holder, [claim.name], self.at))
         assert claim.key not in self.model.claims or self.model.claims[claim.key].token > claim.token
 
-    @rule(holder=holders)
-    def release_all(self, holder: Holder) -> None:
-        self.do(lambda table: table.release(holder, None, self.at))
+    @rule(holder=holders, deed=some.sampled_from(["release", "end", "resume", "land", "drop"]))
+    def let_go(self, holder: Holder, deed: str) -> None:
+        if deed == "release":
+            self.do(lambda table: table.release(holder, None, self.at))
+        else:
+            self.do(lambda table: getattr(table, deed)(holder, self.at))
+        if deed == "end":
+            assert not [r for r in self.model.requests.values() if r.holder.id == holder.id]
+            left = [claim for claim in self.model.claims.values() if claim.holder.id == holder.id]
+            assert all((c.state, c.name.kind, holder.kind) == ("pending", "path", "job") for c in left)
 
-    @rule(holder=holders)
-    def end(self, holder: Holder) -> None:
-        self.do(lambda table: table.end(holder, self.at))
-        assert not [r for r in self.model.requests.values() if r.holder.id == holder.id]
-        left = [claim for claim in self.model.claims.values() if claim.holder.id == holder.id]
-        assert all((c.state, c.name.kind, holder.kind) == ("pending", "path", "job") for c in left)
+    @rule(deed=some.sampled_from(["break", "give_up", "touch", "set_pools", "restart"]), data=some.data())
+    def rare(self, deed: str, data: some.DataObject) -> None:
+        ticket = data.draw(some.sampled_from([*self.model.requests, 99]))
+        if deed == "break":
+            broken = data.draw(some.lists(names, max_size=2))
+            self.do(lambda table: table.break_(broken, self.at, "me", "urgent"))
+        elif deed == "give_up":
+            self.do(lambda table: table.give_up(ticket, self.at))
+            assert ticket not in self.model.requests
+        elif deed == "touch":
+            self.do(lambda table: table.touch([ticket], self.at))
+        elif deed == "set_pools":
+            self.set_pools(data.draw(some.integers(1, 3)))
+        else:
+            self.table = self.loaded()
 
-    @rule(holder=holders)
-    def resume(self, holder: Holder) -> None:
-        self.do(lambda table: table.resume(holder, self.at))
-
-    @rule(holder=holders, is_merged=some.booleans())
-    def land_or_drop(self, holder: Holder, is_merged: bool) -> None:
-        self.do(lambda table: (table.land if is_merged else table.drop)(holder, self.at))
-        left = [c for c in self.model.claims.values() if c.holder.id == holder.id and c.name.kind == "path"]
-        granted = {claim.token for claim in left}
-        assert not left or min(granted) > 0
-
-    @rule(names=some.lists(names, max_size=2))
-    def break_(self, names: list[Name]) -> None:
-        self.do(lambda table: table.break_(names, self.at, "me", "urgent"))
-
-    @rule(ticket=some.integers(1, 60))
-    def give_up(self, ticket: int) -> None:
-        self.do(lambda table: table.give_up(ticket, self.at))
-        assert ticket not in self.model.requests
-
-    @rule(in_use=some.sets(some.integers(1, 60), max_size=3), passed=some.floats(500, 700))
-    def expire(self, in_use: set[int], passed: float) -> None:
-        self.at += passed
-        due = self.table.next_expiry(in_use)
-        late = {r.ticket for r in self.model.requests.values() if r.asked <= self.at + 1 - 600} - in_use
-        assert bool(late) == (due is not None and due <= self.at + 1)
-        self.do(lambda table: table.expire(self.at, in_use))
-        assert not late & set(self.model.requests)
-
-    @rule(tickets=some.sets(some.integers(1, 60), max_size=9))
-    def touch(self, tickets: set[int]) -> None:
-        self.do(lambda table: table.touch(sorted(tickets), self.at))
-
-    @rule(size=some.integers(1, 3))
     def set_pools(self, size: int) -> None:
         def changed(table: Table) -> tuple[LockFact, ...]:
             self.model.pools = {"gpu": size}
@@ -184,9 +176,16 @@ class LockTable(RuleBasedStateMachine):
 
         self.do(changed)
 
-    @rule()
-    def restart(self) -> None:
-        self.table = self.loaded()
+    @precondition(lambda self: self.model.requests)
+    @rule(data=some.data(), passed=some.sampled_from([1.0, 590.0, 600.0]))
+    def expire(self, data: some.DataObject, passed: float) -> None:
+        self.at += passed
+        in_use = data.draw(some.sets(some.sampled_from([*self.model.requests])))
+        late = {r.ticket for r in self.model.requests.values() if r.asked <= self.at + 1 - 600} - in_use
+        due = self.table.next_expiry(in_use)
+        assert bool(late) == (due is not None and due <= self.at + 1)
+        self.do(lambda table: table.expire(self.at, in_use))
+        assert not late & set(self.model.requests)
 
     def teardown(self) -> None:
         """Nobody starves: once all who hold let go, again and again, all are served."""

@@ -41,20 +41,39 @@ def _gets_free(waits: list[Wait], free: set[str], id: str) -> bool:
     return all(sum(edge.blocker.id in free for edge in wait.edges) >= wait.need for wait in waits)
 
 
-def circle(start: str, stuck: dict[str, list[Wait]]) -> list[tuple[int, Edge]]:
-    """A shortest way from ``start`` back to it among the stuck: each edge with the ticket of who waits."""
-    came: dict[str, tuple[str, int, Edge]] = {}
+def who_reach(id: str, stuck: dict[str, list[Wait]]) -> set[str]:
+    """Those among the stuck that wait for ``id``, at the end."""
+    waiters: dict[str, list[str]] = {}
+    for waits in stuck.values():
+        for edge in (edge for wait in waits for edge in wait.edges):
+            waiters.setdefault(edge.blocker.id, []).append(edge.waiter.id)
+    found: set[str] = set()
+    todo = [id]
+    while todo:
+        new = [one for one in waiters.get(todo.pop(), ()) if one not in found]
+        found.update(new)
+        todo += new
+    return found
+
+
+def circle(stuck: dict[str, list[Wait]]) -> list[tuple[int, Edge]]:
+    """A circle among the stuck, a short one: each edge with the ticket of who waits. There is always one."""
+    return next(way for start in stuck if (way := _way_around(start, stuck)))
+
+
+def _way_around(start: str, stuck: dict[str, list[Wait]]) -> list[tuple[int, Edge]]:
+    came: dict[str, tuple[int, Edge]] = {}
     todo = [start]
     for id in todo:
         for wait in stuck[id]:
             for edge in wait.edges:
                 to = edge.blocker.id
                 if to in stuck and to not in came:
-                    came[to] = (id, wait.ticket, edge)
+                    came[to] = (wait.ticket, edge)
                     todo.append(to)
     way: list[tuple[int, Edge]] = []
     id = start
-    while not way or id != start:
-        id, ticket, edge = came[id]
-        way.append((ticket, edge))
+    while start in came and (not way or id != start):
+        way.append(came[id])
+        id = came[id][1].waiter.id
     return way[::-1]
