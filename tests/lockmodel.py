@@ -151,39 +151,20 @@ class Model:
         return found
 
     def stuck(self, in_order: bool) -> list[Request]:
-        """Who is never served, when all who wait for nothing let go of all they have, again and again."""
+        """Who never gets all it asks for, when all who wait for nothing go away with all they have, again and again."""
         trial = self.copy()
         while trial.requests:
-            waiting = {request.holder.id for request in trial.requests.values()}
-            done = [key for key in trial.claims if key[0] not in waiting]
-            for key in done:
-                del trial.claims[key]
-            served = [
-                r
+            waiting = {
+                r.holder.id
                 for r in trial.requests.values()
-                if not trial.standing(r.holder.id, r.wants) and not (in_order and trial.unpassed(r))
-            ]
-            if not served:
+                if trial.standing(r.holder.id, r.wants) or (in_order and trial.unpassed(r))
+            }
+            gone = {claim.holder.id for claim in trial.claims.values()} | {r.holder.id for r in trial.requests.values()}
+            if gone <= waiting:
                 return list(trial.requests.values())
-            trial._serve(served[0])
+            trial.claims = {key: claim for key, claim in trial.claims.items() if key[0] in waiting}
+            trial.requests = {ticket: r for ticket, r in trial.requests.items() if r.holder.id in waiting}
         return []
-
-    def _serve(self, request: Request) -> None:
-        del self.requests[request.ticket]
-        id = request.holder.id
-        for want in request.wants:
-            names = [want.name]
-            if self.is_pool(want.name):
-                taken = {c.name for c in self.blocking() if c.holder.id != id}
-                used = {w.name for w in request.wants}
-                names = [slot for slot in self.slots(want.name) if slot not in taken | used]
-                count = sum(w.name == want.name for w in request.wants)
-                mine = [slot for slot in names if (id, slot) in self.claims]
-                names = [*mine, *(slot for slot in names if slot not in mine)][:count]
-            for name in names:
-                had = self.claims.get((id, name))
-                mode = "X" if had and not had.is_automatic and had.mode != want.mode else want.mode
-                self.claims[id, name] = Claim(name, mode, request.holder, 1, 0.0)  # type: ignore[arg-type]
 
     # --- what must hold ---------------------------------------------------------------------------------------------
 
@@ -213,7 +194,8 @@ class Model:
                 assert self._must_wait(asker), "it could have been granted"
                 if isinstance(fact, Queued):
                     assert fact.position == len(self.unpassed(fact.request)) + 1
-                    self._check_passes(fact.request, self.with_request(asker))
+                    passes = () if asker.ticket in self.requests else fact.request.passes
+                    self._check_passes(fact.request, self.with_request(asker), set(passes))
             case Touched():
                 was = self.requests[fact.request.ticket]
                 new = set(fact.request.passes) - set(was.passes)
@@ -260,8 +242,8 @@ class Model:
             assert claim.name in self.slots(want.name) if self.is_pool(want.name) else claim.name == want.name
             assert claim.mode in (want.mode, "X") and claim.state == "active" and not claim.is_automatic
 
-    def _check_passes(self, request: Request, model: "Model", new: set[int] | None = None) -> None:
-        for ticket in request.passes if new is None else new:
+    def _check_passes(self, request: Request, model: "Model", new: set[int]) -> None:
+        for ticket in new:
             if ticket in model.requests:
                 assert request.holder.id in model.waits_for(model.requests[ticket].holder.id), "no right to pass"
 
