@@ -112,6 +112,7 @@ class Table(Book):
         self._enqueue(request)
         facts, woken = self._untangle(request.holder.id, at)
         if facts and isinstance(first := facts[0], Deadlock):
+            assert first.ticket == request.ticket, "without it nobody was stuck"
             refused = msgspec.structs.replace(first, ticket=0)
             return refused, (refused,)
         request = self._requests[request.ticket]
@@ -356,9 +357,8 @@ class Table(Book):
                 woken.append(request.ticket)
                 continue
             cycle = lockwaits.circle(by_claims)
-            first = max(range(len(cycle)), key=lambda n: cycle[n][0])
-            request = self._requests[cycle[first][0]]
-            edges = tuple(edge for _, edge in (*cycle[first:], *cycle[:first]))
+            request = self._requests[cycle[0][0]]
+            edges = tuple(edge for _, edge in cycle)
             woken += self._dequeue(request)
             facts.append(Deadlock(at, request.holder, request.wants, edges, request.ticket))
         return facts, woken

@@ -19,7 +19,7 @@ class Wait(NamedTuple):
 
 
 def stuck_with(start: str, waits_of: Callable[[str], list[Wait]]) -> dict[str, list[Wait]]:
-    """Of ``start`` and all it waits for, those that would never get free, with what they wait for."""
+    """Of ``start`` and all it waits for, those that would never get free, with what keeps them."""
     waits: dict[str, list[Wait]] = {}
     todo = [start]
     while todo:
@@ -31,14 +31,14 @@ def stuck_with(start: str, waits_of: Callable[[str], list[Wait]]) -> dict[str, l
     free: set[str] = set()
     is_news = True
     while is_news:
-        news = [id for id in last_first if id not in free and _gets_free(waits[id], free, id)]
+        news = [id for id in last_first if id not in free and not _kept_by(waits[id], free)]
         free.update(news)
         is_news = bool(news)
-    return {id: waits[id] for id in waits if id not in free}
+    return {id: _kept_by(waits[id], free) for id in waits if id not in free}
 
 
-def _gets_free(waits: list[Wait], free: set[str], id: str) -> bool:
-    return all(sum(edge.blocker.id in free for edge in wait.edges) >= wait.need for wait in waits)
+def _kept_by(waits: list[Wait], free: set[str]) -> list[Wait]:
+    return [wait for wait in waits if sum(edge.blocker.id in free for edge in wait.edges) < wait.need]
 
 
 def who_reach(id: str, stuck: dict[str, list[Wait]]) -> set[str]:
@@ -57,20 +57,22 @@ def who_reach(id: str, stuck: dict[str, list[Wait]]) -> set[str]:
 
 
 def circle(stuck: dict[str, list[Wait]]) -> list[tuple[int, Edge]]:
-    """A circle among the stuck, a short one: each edge with the ticket of who waits. There is always one."""
-    return next(way for start in stuck if (way := _way_around(start, stuck)))
+    """A circle among the stuck that begins with the newest request there is one for, and a shortest of it: each edge
+    with the ticket of who waits. There always is one."""
+    tickets = sorted({wait.ticket for waits in stuck.values() for wait in waits}, reverse=True)
+    return next(way for ticket in tickets if (way := _way_around(ticket, stuck)))
 
 
-def _way_around(start: str, stuck: dict[str, list[Wait]]) -> list[tuple[int, Edge]]:
+def _way_around(ticket: int, stuck: dict[str, list[Wait]]) -> list[tuple[int, Edge]]:
     came: dict[str, tuple[int, Edge]] = {}
-    todo = [start]
-    for id in todo:
-        for wait in stuck[id]:
-            for edge in wait.edges:
-                to = edge.blocker.id
-                if to in stuck and to not in came:
-                    came[to] = (wait.ticket, edge)
-                    todo.append(to)
+    todo = [wait for waits in stuck.values() for wait in waits if wait.ticket == ticket]
+    start = todo[0].edges[0].waiter.id
+    for wait in todo:
+        for edge in wait.edges:
+            to = edge.blocker.id
+            if to in stuck and to not in came:
+                came[to] = (wait.ticket, edge)
+                todo += stuck[to] if to != start else []
     way: list[tuple[int, Edge]] = []
     id = start
     while start in came and (not way or id != start):

@@ -122,6 +122,14 @@ def covered(pattern: str, paths: Iterable[str], fold: bool = False) -> int:
     return sum(matches(pattern, _folded(unicodedata.normalize("NFC", path), fold)) for path in paths)
 
 
+def refuse_broad(pattern: str, count: int, total: int) -> None:
+    """Usage if it covers more than half of the files that git tracks, ``count`` of ``total``."""
+    if is_literal(pattern) or count * 2 <= total:
+        return
+    files = f"all {total:,} files" if count == total else f"{count:,} of {total:,} files"
+    raise Usage(f"{escaped(pattern)} claims {files}; add --broad if meant", "broad")
+
+
 Matcher = Callable[[str], object] | None
 """Of one segment; None for ``**``."""
 

@@ -1,0 +1,198 @@
+"""What the lock table's answers say to whoever asked, an agent or a person. Each command in them can be typed as it is.
+
+``at`` is the time of the table's clock; ``clock`` makes a time of day of such a time.
+"""
+
+import shlex
+from collections.abc import Callable
+from itertools import pairwise
+
+from agentd.core.claims import (
+    MODES,
+    PENDING,
+    Blocker,
+    Busy,
+    Contested,
+    Deadlock,
+    Granted,
+    Holder,
+    Name,
+    Queued,
+    Withdrawn,
+)
+from agentd.core.claims import Broken as BrokenClaim
+from agentd.core.locknames import BARE
+from agentd.core.names import escaped
+
+Clock = Callable[[float], str]
+
+
+# --- words ------------------------------------------------------------------------------------------------------
+
+
+def holder_text(holder: Holder) -> str:
+    label = f' "{escaped(holder.label, 60)}"' if holder.label else ""
+    if holder.kind == "job":
+        return f"job {escaped(holder.key, 20)}{label}"
+    return f"{'the command' if holder.kind == 'command' else 'the user'}{label}"
+
+
+def name_text(name: Name) -> str:
+    return escaped(str(name))
+
+
+def name_word(name: Name) -> str:
+    """The name as a word of a command line, which means it again."""
+    if name.kind != "path":
+        word = str(name)
+    elif BARE.fullmatch(name.text):
+        word = f"path:{name.text}"
+    else:
+        word = f"./{name.text}" if name.text.startswith("-") else name.text
+    if word.isprintable():
+        return shlex.quote(word)
+    safe = word.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(c if c.isprintable() else _code(c) for c in safe) + "'"
+
+
+def _code(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 128 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def span(seconds: float) -> str:
+    """4m12s; never negative."""
+    whole = max(0, int(seconds))
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def ordinal(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+# --- texts --------------------------------------------------------------------------------------------------------
+
+
+def locked(answer: Queued | Busy, at: float, clock: Clock, is_person: bool = False) -> str:
+    """It cannot be had now: who has it, and what to do. ``is_person``: the asker may break a claim."""
+    first = answer.blockers[0]
+    word = name_word(first.want.name)
+    lines = [
+        f"[agentd:locked] {_who_has_it(first, at, clock)}; {_how_many(answer)}.",
+        _no_way_round(first.want.name),
+        f"Do one of:  agentd lock {word} --wait 60s    (wait; you {_place(answer)})",
+        f"            agentd lock {word} --wait 1s     (keeps your place 10 min; do something else meanwhile)",
+        f"            agentd locks why {word}",
+    ]
+    if first.state == PENDING:
+        job = escaped(first.holder.key, 20)
+        lines[2:2] = [f"Job {job} has ended and its work is neither merged nor removed: you wait for a person."]
+        lines += [f"            agentd merge {job}    (frees it, as does: agentd rm {job})"]
+    if is_person and first.state != "waiting":
+        lines += [f"            agentd locks break {name_word(first.name)} --reason TEXT    (its holder is told)"]
+    return "\n".join(lines)
+
+
+def _who_has_it(first: Blocker, at: float, clock: Clock) -> str:
+    name = escaped(first.want.name.text) if first.want.name.kind == "path" else name_text(first.want.name)
+    deed = "was asked for earlier by" if first.state == "waiting" else "is claimed by"
+    reason = f' for "{escaped(first.reason, 100)}"' if first.reason else ""
+    held = f"{name_text(first.name)}, {MODES[first.mode]}"
+    since = f"since {clock(first.since)}, {span(at - first.since)}"
+    return f"{name} {deed} {holder_text(first.holder)} ({held}){reason} {since}"
+
+
+def _how_many(answer: Queued | Busy) -> str:
+    holders = {b.holder.id for b in answer.blockers if b.state != "waiting"}
+    more = f"{len(holders) - 1} more hold of it; " if len(holders) > 1 else ""
+    return f"{more}{answer.position - 1} waiting"
+
+
+def _place(answer: Queued | Busy) -> str:
+    place = ordinal(answer.position)
+    return f"are {place}, ticket {answer.request.ticket}" if isinstance(answer, Queued) else f"would be {place}"
+
+
+def _no_way_round(name: Name) -> str:
+    fault = "This is coordination, not a fault."
+    if name.kind == "path":
+        return f"{fault} Do not write the file through the shell or another tool: the merge gate would send it back."
+    return f"{fault} Do not use it all the same: somebody else does."
+
+
+def granted(fact: Granted, landed: tuple[str, str, str] | None = None) -> str:
+    """``landed``: somebody's work on it that the asker's branch has not: who, which commit, in which branch."""
+    claims = ", ".join(f"{name_text(claim.name)} (token {claim.token})" for claim in fact.claims)
+    text = f"[agentd:granted] {claims}."
+    if fact.beside:
+        who = ", ".join(dict.fromkeys(holder_text(claim.holder) for claim in fact.beside))
+        text += f" {_upper(who)} wrote there and does not block you; the changes are compared at merge."
+    if landed is None:
+        return text
+    who, commit, branch = (escaped(part) for part in landed)
+    return (
+        f"{text} {_upper(who)} changed it since you began (landed {commit}):\n"
+        f"run `git merge {shlex.quote(branch)}` before you edit, or your change will be sent back."
+    )
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def deadlock(fact: Deadlock) -> str:
+    """The whole circle, the asker first."""
+    parts = [
+        f"{holder_text(edge.waiter)} holds {name_text(before.held)} and waits for {name_text(edge.want.name)}"
+        for before, edge in pairwise(fact.cycle)
+    ]
+    asked, mine = fact.cycle[0].want.name, fact.cycle[-1].held
+    you = f"you ({holder_text(fact.holder)}) hold {name_text(mine)} and ask {name_text(asked)}"
+    return (
+        f"[agentd:deadlock] {'; '.join([you, *parts])}. Refused; nothing lost.\n"
+        f"Release one: agentd unlock {name_word(mine)}   - or finish and commit without {name_text(asked)}."
+    )
+
+
+def lost(fact: BrokenClaim, clock: Clock) -> str:
+    claim = fact.claim
+    what = f"your claim on {name_text(claim.name)} (token {claim.token})"
+    then = "Keep your work; it is checked again at merge."
+    if claim.name.kind != "path":
+        then = "Stop using it: somebody else may have it now."
+    by, reason = escaped(fact.by, 60), escaped(fact.reason)
+    return f'[agentd:lost] {what} was broken by {by} at {clock(fact.at)}: "{reason}". {then}'
+
+
+def contested(fact: Contested) -> str:
+    """To the writer. Nobody is stopped."""
+    others = ", ".join(f"{holder_text(other.holder)} ({name_text(other.name)})" for other in fact.others)
+    return (
+        f"[agentd:contested] you wrote {name_text(fact.claim.name)}, which {others} claimed before you. Go on; the"
+        f" changes are compared at merge, and what meets a claim that blocks is sent back.\n"
+        f"See:  agentd locks why {name_word(fact.claim.name)}"
+    )
+
+
+def withdrawn(fact: Withdrawn) -> str:
+    why = {
+        "given_up": "was given up",
+        "expired": "was not asked for in 10 min, and its place is gone",
+        "ended": "ended with its holder",
+        "impossible": "asks for more than its pool has now",
+    }[fact.why]
+    names = " ".join(dict.fromkeys(name_word(want.name) for want in fact.request.wants))
+    text = f"[agentd:expired] ticket {fact.request.ticket} {why}."
+    return f"{text}\nAsk again:  agentd lock {names} --wait 60s" if fact.why == "expired" else text
+
+
+def unavailable(socket: str) -> str:
+    where = escaped(socket)
+    return (
+        f"[agentd:unavailable] the lock service did not answer in 1 s (socket {where})."
+        " Policy advisory: go on; overlap is checked at merge."
+    )
