@@ -211,6 +211,8 @@ class Model:
         if self.standing(asker.holder.id, asker.wants):
             return True
         before = self.unpassed(asker)
+        if any(self.is_pool(want.name) for request in self.requests.values() for want in request.wants):
+            return bool(before)  # another slot may come free: who waits for one does not surely wait for the asker
         clear = [r for r in before if asker.holder.id not in self.waits_for(r.holder.id)]
         return bool(clear) or (bool(before) and not self.with_request(asker).stuck(in_order=True))
 
