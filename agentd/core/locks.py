@@ -254,7 +254,7 @@ class Table(Book):
         return Queued(at, request, len(self._before(request)) + 1, self.blockers(request))
 
     def _busy(self, request: Request, at: float) -> Busy:
-        return Busy(at, len(self._before(request)) + 1, self.blockers(request))
+        return Busy(at, request.wants, len(self._before(request)) + 1, self.blockers(request))
 
     def _granted(self, request: Request, at: float, is_queued: bool) -> tuple[Granted, Facts]:
         """Give it all it wants; it is not in the queue any more."""
