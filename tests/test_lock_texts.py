@@ -40,7 +40,7 @@ def test_locked(table: Table) -> None:
         "This is coordination, not a fault. Do not write the file through the shell or another tool:"
         " the merge gate would send it back.",
         "Do one of:  agentd lock src/auth/login.py --wait 60s    (wait; you would be 3rd)",
-        "            agentd lock src/auth/login.py --wait 1s     (keeps your place 10 min; do something else meanwhile)",
+        "            agentd lock src/auth/login.py --wait 1s     (keeps your place 10 min; do other work meanwhile)",
         "            agentd locks why src/auth/login.py",
     ]
 
@@ -53,7 +53,7 @@ def test_locked_by_work_that_waits_for_a_person(table: Table) -> None:
     assert lines[2] == "Job 7 has ended and its work is neither merged nor removed: you wait for a person."
     assert lines[3:] == [
         "Do one of:  agentd lock 'src/auth/a b.py' --wait 60s    (wait; you are 2nd, ticket 3)",
-        "            agentd lock 'src/auth/a b.py' --wait 1s     (keeps your place 10 min; do something else meanwhile)",
+        "            agentd lock 'src/auth/a b.py' --wait 1s     (keeps your place 10 min; do other work meanwhile)",
         "            agentd locks why 'src/auth/a b.py'",
         "            agentd merge 7    (frees it, as does: agentd rm 7)",
         "            agentd locks break 'src/auth/**' --reason TEXT    (its holder is told)",
@@ -75,9 +75,10 @@ def test_locked_by_who_only_waits_and_by_several() -> None:
     ]
     reader, _ = table.ask(Holder("command", "k", "make test"), [port], 5.0, wait=False)
     assert isinstance(reader, Busy)
-    assert say.locked(reader, 5.0, clock).startswith(
-        '[agentd:locked] res:port-3000 was asked for earlier by job 12 "docs" (res:port-3000, exclusive) since 12:00, 4s;'
-    )
+    lines = say.locked(reader, 5.0, clock).splitlines()
+    asked = 'was asked for earlier by job 12 "docs" (res:port-3000, exclusive) since 12:00, 4s; 1 waiting.'
+    assert lines[0] == f"[agentd:locked] res:port-3000 {asked}"
+    assert lines[2].startswith("Do one of:  agentd lock res:port-3000 --shared --wait 60s ")
 
 
 def test_granted() -> None:
@@ -143,7 +144,7 @@ def test_withdrawn(table: Table) -> None:
     (fact,) = table.expire(900.0)
     assert say.withdrawn(fact) == (  # type: ignore[arg-type]
         "[agentd:expired] ticket 2 was not asked for in 10 min, and its place is gone.\n"
-        "Ask again:  agentd lock 'src/**' --wait 60s"
+        "Ask again:  agentd lock 'src/**' --shared --wait 60s"
     )
 
 

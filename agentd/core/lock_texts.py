@@ -8,9 +8,12 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from agentd.core.claims import (
+    APPEND,
     MODES,
     PENDING,
+    SHARED,
     Blocker,
+    Broken,
     Busy,
     Contested,
     Deadlock,
@@ -18,9 +21,9 @@ from agentd.core.claims import (
     Holder,
     Name,
     Queued,
+    Want,
     Withdrawn,
 )
-from agentd.core.claims import Broken as BrokenClaim
 from agentd.core.locknames import BARE
 from agentd.core.names import escaped
 
@@ -80,13 +83,13 @@ def ordinal(number: int) -> str:
 def locked(answer: Queued | Busy, at: float, clock: Clock, is_person: bool = False) -> str:
     """It cannot be had now: who has it, and what to do. ``is_person``: the asker may break a claim."""
     first = answer.blockers[0]
-    word = name_word(first.want.name)
+    again = f"agentd lock {_words(answer.request.wants if isinstance(answer, Queued) else answer.wants)} --wait"
     lines = [
         f"[agentd:locked] {_who_has_it(first, at, clock)}; {_how_many(answer)}.",
         _no_way_round(first.want.name),
-        f"Do one of:  agentd lock {word} --wait 60s    (wait; you {_place(answer)})",
-        f"            agentd lock {word} --wait 1s     (keeps your place 10 min; do something else meanwhile)",
-        f"            agentd locks why {word}",
+        f"Do one of:  {again} 60s    (wait; you {_place(answer)})",
+        f"            {again} 1s     (keeps your place 10 min; do other work meanwhile)",
+        f"            agentd locks why {name_word(first.want.name)}",
     ]
     if first.state == PENDING:
         job = escaped(first.holder.key, 20)
@@ -95,6 +98,13 @@ def locked(answer: Queued | Busy, at: float, clock: Clock, is_person: bool = Fal
     if is_person and first.state != "waiting":
         lines += [f"            agentd locks break {name_word(first.name)} --reason TEXT    (its holder is told)"]
     return "\n".join(lines)
+
+
+def _words(wants: tuple[Want, ...]) -> str:
+    """The names, and the flag that says how they are wanted."""
+    names = " ".join(name_word(want.name) for want in wants)
+    modes = {want.mode for want in wants}
+    return names + (" --shared" if modes == {SHARED} else " --append" if modes == {APPEND} else "")
 
 
 def _who_has_it(first: Blocker, at: float, clock: Clock) -> str:
@@ -158,7 +168,7 @@ def deadlock(fact: Deadlock) -> str:
     )
 
 
-def lost(fact: BrokenClaim, clock: Clock) -> str:
+def lost(fact: Broken, clock: Clock) -> str:
     claim = fact.claim
     what = f"your claim on {name_text(claim.name)} (token {claim.token})"
     then = "Keep your work; it is checked again at merge."
@@ -185,9 +195,9 @@ def withdrawn(fact: Withdrawn) -> str:
         "ended": "ended with its holder",
         "impossible": "asks for more than its pool has now",
     }[fact.why]
-    names = " ".join(dict.fromkeys(name_word(want.name) for want in fact.request.wants))
     text = f"[agentd:expired] ticket {fact.request.ticket} {why}."
-    return f"{text}\nAsk again:  agentd lock {names} --wait 60s" if fact.why == "expired" else text
+    again = f"agentd lock {_words(fact.request.wants)} --wait 60s"
+    return f"{text}\nAsk again:  {again}" if fact.why == "expired" else text
 
 
 def unavailable(socket: str) -> str:
