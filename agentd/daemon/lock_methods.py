@@ -9,15 +9,15 @@ from typing import Any
 from agentd import protocol
 from agentd.core import events as on
 from agentd.core import lock_texts as texts
-from agentd.core.claims import APPEND, EXCLUSIVE, MODES, SHARED, Claim, Holder, Mode, Name, Want
+from agentd.core import patterns
+from agentd.core.claims import APPEND, EXCLUSIVE, MODES, SHARED, Broken, Claim, Holder, Mode, Name, Want
 from agentd.core.errors import Refused, Usage
 from agentd.core.job import Job, Worktree
 from agentd.core.ladder import ladder
-from agentd.core.names import escaped
 from agentd.daemon import lock_names
 from agentd.daemon.engine import Engine
 from agentd.daemon.lock_names import Where
-from agentd.daemon.locking import Locking, claim_view
+from agentd.daemon.locking import Locking, claim_view, day_time
 from agentd.daemon.perform import Performer
 from agentd.daemon.server import Connection
 from agentd.daemon.views import event_view, iso
@@ -25,8 +25,6 @@ from agentd.git import repository, tracked
 from agentd.store import Entry
 
 MODE_OF: dict[str, Mode] = {"exclusive": EXCLUSIVE, "shared": SHARED, "append": APPEND}
-WIDE = 0.5
-"""A claim on more than this part of the files must be meant."""
 
 
 class LockMethods:
@@ -70,7 +68,7 @@ class LockMethods:
                 {"name": [one.name.kind, one.name.scope, one.name.text], "mode": one.mode} for one in granted.claims
             ],
             "is_new": granted.is_new,
-            "beside": [{"name": str(one.name), "holder": texts.who(one.holder)} for one in granted.beside],
+            "beside": [{"name": str(one.name), "holder": texts.holder_text(one.holder)} for one in granted.beside],
         }
 
     async def claims_asked(self, ask: protocol.Delegate, parent: Job | None) -> tuple[Want, ...]:
@@ -111,10 +109,8 @@ class LockMethods:
             return
         files = await self.performer.in_prompt_thread(tracked.files, place)
         for name in wide:
-            count = lock_names.covered(name, files, place.folds_case)
-            if files and count > WIDE * len(files):
-                what = f"all {count:,}" if count == len(files) else f"{count:,} of {len(files):,}"
-                raise Usage(f"{escaped(name.text)} claims {what} files; add --broad if meant", "too_broad")
+            count = patterns.covered(name.text, files, place.folds_case)
+            patterns.refuse_broad(name.text, count, len(files))
 
     async def do_lock_release(self, connection: Connection, ask: protocol.ReleaseLock) -> dict[str, Any]:
         holder = self.locking.command(ask.claim) if ask.claim else self.holder_asking(connection, ask.owner)
@@ -163,7 +159,7 @@ class LockMethods:
                 "since": iso(request.since),
                 "reason": request.reason,
                 "position": self.locking.position(request.ticket),
-                "for": [texts.who(one.holder) for one in table.blockers(request)],
+                "for": [texts.holder_text(one.holder) for one in table.blockers(request)],
             }
             for request in table.waiting()
             if scopes is None or any(want.name.scope in scopes for want in request.wants)
@@ -179,7 +175,8 @@ class LockMethods:
             "seconds": max(0.0, self.locking.now() - claim.since),
             "automatic": claim.is_automatic,
             "queue": [
-                {"ticket": one.ticket, "holder": texts.who(one.holder), "since": iso(one.since)} for one in queue
+                {"ticket": one.ticket, "holder": texts.holder_text(one.holder), "since": iso(one.since)}
+                for one in queue
             ],
             "enforced": self.enforced(claim),
         }
@@ -193,7 +190,7 @@ class LockMethods:
             "name": job.name if job is not None else holder.label,
             "pid": job.pid if job is not None else holder.pid,
             "owner": owner,
-            "said": texts.who(holder),
+            "said": texts.holder_text(holder),
         }
 
     def enforced(self, claim: Claim) -> list[str]:
@@ -225,9 +222,9 @@ class LockMethods:
         return {
             "edges": [
                 {
-                    "waiter": texts.who(edge.waiter),
+                    "waiter": texts.holder_text(edge.waiter),
                     "wants": str(edge.want.name),
-                    "for": texts.who(edge.blocker),
+                    "for": texts.holder_text(edge.blocker),
                     "holds": str(edge.held),
                     "ticket": edge.ticket or None,
                 }
@@ -275,20 +272,22 @@ class LockMethods:
         held = [claim for name in names for claim in self.locking.table.who(name)]
         if not held:
             raise Refused(f"{names[0]} is not held by anybody; agentd locks lists what is", "not_held")
-        await self.locking.save(self.locking.table.break_(names, self.locking.now(), ask.owner, ask.reason[:500]))
-        for holder in {claim.holder.id: claim.holder for claim in held}.values():
-            await self.tell_holder(holder, [one for one in held if one.holder.id == holder.id], ask)
-        return {"broken": [claim_view(claim) | {"holder": texts.who(claim.holder)} for claim in held]}
+        facts = self.locking.table.break_(names, self.locking.now(), ask.owner or "the user", ask.reason[:500])
+        await self.locking.save(facts)
+        for fact in facts:
+            if isinstance(fact, Broken):
+                await self.tell_holder(fact, ask.kill)
+        return {"broken": [claim_view(claim) | {"holder": texts.holder_text(claim.holder)} for claim in held]}
 
-    async def tell_holder(self, holder: Holder, claims: list[Claim], ask: protocol.BreakLock) -> None:
+    async def tell_holder(self, lost: Broken, is_ended: bool) -> None:
+        holder = lost.claim.holder
         job = self.engine.jobs.get(int(holder.key)) if holder.kind == "job" else None
         if job is None or job.is_done:
             return
-        if ask.kill:
+        if is_ended:
             await self.engine.apply(job.id, on.KillAsked(time.time(), "lock break", ladder(None, None)))
         elif job.progress is not None:
-            text = texts.lost(claims, ask.reason, self.locking.now())
-            await self.tell_runner(job, "message", text)
+            await self.tell_runner(job, "message", texts.lost(lost, day_time))
 
     tell_runner: Callable[..., Any]
 

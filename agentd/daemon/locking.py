@@ -106,9 +106,9 @@ class Locking:
             case Deadlock():
                 raise AgentdError(texts.deadlock(answer), "deadlock", EXIT_DEADLOCK)
             case Busy():
-                raise NotNow(texts.busy(answer, self.now()), "busy")
+                raise NotNow(texts.locked(answer, self.now(), day_time, is_person(holder)), "busy")
             case Queued():
-                raise NotNow(texts.timed_out(answer, self.now()), "timeout")
+                raise NotNow(texts.locked(answer, self.now(), day_time, is_person(holder)), "timeout")
 
     def asked_with(self, ticket: int) -> Sequence[Want]:
         """What a ticket is for, also when its turn has come meanwhile."""
@@ -213,14 +213,14 @@ class Locking:
                 yield Notice("lock.granted", data, self.about(holder))
             case Queued(request=request, blockers=blockers):
                 data = {"ticket": request.ticket, **asked_view(request.wants)}
-                data["for"] = [texts.who(one.holder) for one in blockers[:10]]
+                data["for"] = [texts.holder_text(one.holder) for one in blockers[:10]]
                 yield Notice("lock.queued", data, self.about(request.holder))
             case Deadlock(holder=holder, wants=wants):
                 yield Notice("lock.deadlock", {**asked_view(wants), "said": texts.deadlock(fact)}, self.about(holder))
             case Noted(claim=claim):
                 yield Notice("lock.noted", claim_view(claim), self.about(claim.holder))
             case Contested(claim=claim, others=others):
-                data = {**claim_view(claim), "others": [texts.who(one.holder) for one in others]}
+                data = {**claim_view(claim), "others": [texts.holder_text(one.holder) for one in others]}
                 yield Notice("lock.contested", data, self.about(claim.holder))
             case Released(claims=claims, why=why):
                 yield Notice("lock.released", {"why": why, **names_view(claims)}, self.about(claims[0].holder))
@@ -303,7 +303,7 @@ class Locking:
         for request in self.table.waiting():
             if request.holder.id == f"job:{job.id}":
                 first = next(iter(self.table.blockers(request)), None)
-                return "lock" if first is None else f"lock {first.name}, held by {texts.who(first.holder)}"
+                return "lock" if first is None else f"lock {first.name}, held by {texts.holder_text(first.holder)}"
         return "lock"
 
     def on_change(self, was: Job | None, job: Job) -> None:
@@ -373,8 +373,7 @@ class Locking:
         """The final word: what another job, or somebody, has claimed for themselves since."""
         found = self.table.blocking(self.holder_of(job), changed, common)
         if found:
-            path, claim = found[0]
-            raise Refused(texts.contested(job, path, claim, len(found), self.now()), "contested")
+            raise Refused(texts.refused_merge(str(job.id), found), "contested")
 
     # --- commands and people --------------------------------------------------------------------------------
 
@@ -392,7 +391,7 @@ class Locking:
         """A person: as alive as the process that leads their session."""
         key = next((key for id, key in self.keys.items() if id == f"session:{owner}"), None) or os.urandom(16).hex()
         pid = int(leader["pid"]) if leader is not None else None
-        holder = Holder("session", owner, "", None, pid)
+        holder = Holder("session", owner, owner, None, pid)
         claimfile.write(self.state_dir, key, {"owner": owner, "who": leader, "until": time.time() + SESSION_S})
         self.owners[holder.id] = owner
         self.watch(holder, key, leader)
@@ -488,7 +487,8 @@ class Locking:
         for key, record in sorted(records.items(), key=lambda item: item[1].get("token") or 0):
             who = record.get("who")
             if "wants" not in record:
-                holder = Holder("session", str(record.get("owner", "")) or "?", "", None, who["pid"] if who else None)
+                owner = str(record.get("owner", "")) or "?"
+                holder = Holder("session", owner, owner, None, int(who["pid"]) if who else None)
                 is_alive = who is not None or float(record.get("until", 0.0)) > time.time()
                 if not is_alive or not self.watch(holder, key, who):
                     claimfile.remove(self.state_dir, key)
@@ -563,6 +563,14 @@ def asked_view(wants: Iterable[Want]) -> dict[str, object]:
         "modes": [MODES[want.mode] for want in asked],
         "repo": scope_of([want.name for want in asked]),
     }
+
+
+def day_time(at: float) -> str:
+    return time.strftime("%H:%M", time.localtime(at))
+
+
+def is_person(holder: Holder) -> bool:
+    return holder.kind != "job"
 
 
 def scope_of(names: list[Name]) -> str:
