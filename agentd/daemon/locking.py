@@ -70,6 +70,8 @@ class Locking:
         self.keys: dict[str, str] = {}
         """The claim file of each holder that is no job."""
         self.owners: dict[str, str] = {}
+        self.leaders: dict[str, process.Identity | None] = {}
+        """Of people: the process that leads their session, by owner."""
         self.watched: dict[str, int] = {}
         """A pidfd of each holder that is no job."""
         self.helpers: dict[int, set[int]] = {}
@@ -389,12 +391,15 @@ class Locking:
 
     def session(self, owner: str, leader: dict[str, int | str] | None) -> Holder:
         """A person: as alive as the process that leads their session."""
-        key = next((key for id, key in self.keys.items() if id == f"session:{owner}"), None) or os.urandom(16).hex()
         pid = int(leader["pid"]) if leader is not None else None
         holder = Holder("session", owner, owner, None, pid)
-        claimfile.write(self.state_dir, key, {"owner": owner, "who": leader, "until": time.time() + SESSION_S})
-        self.owners[holder.id] = owner
-        self.watch(holder, key, leader)
+        if leader is None or self.leaders.get(owner) != leader:
+            key = self.keys.get(holder.id) or os.urandom(16).hex()
+            claimfile.write(self.state_dir, key, {"owner": owner, "who": leader, "until": time.time() + SESSION_S})
+            self.owners[holder.id] = owner
+            self.unwatch(holder)
+            self.watch(holder, key, leader)
+            self.leaders[owner] = leader
         return holder
 
     def watch(self, holder: Holder, key: str, who: process.Identity | None) -> bool:
@@ -422,9 +427,7 @@ class Locking:
 
     def on_gone(self, holder: Holder) -> None:
         """The process has ended. A command's claim stands as long as anything that it started."""
-        pidfd = self.watched.pop(holder.id)
-        self.engine.loop.remove_reader(pidfd)
-        os.close(pidfd)
+        self.unwatch(holder)
         key = self.keys[holder.id]
         if holder.kind == "command" and claimfile.is_held(self.state_dir, key):
             self.wait_for_rest(holder, key)
@@ -452,12 +455,17 @@ class Locking:
 
     def forget(self, holder: Holder) -> None:
         """It has nothing any more."""
+        self.unwatch(holder)
+        self.keys.pop(holder.id, None)
+        self.owners.pop(holder.id, None)
+        if holder.kind == "session":
+            self.leaders.pop(holder.key, None)
+
+    def unwatch(self, holder: Holder) -> None:
         pidfd = self.watched.pop(holder.id, None)
         if pidfd is not None:
             self.engine.loop.remove_reader(pidfd)
             os.close(pidfd)
-        self.keys.pop(holder.id, None)
-        self.owners.pop(holder.id, None)
 
     # --- after a restart ------------------------------------------------------------------------------------
 
@@ -495,6 +503,7 @@ class Locking:
                     self.keys.pop(holder.id, None)
                 else:
                     self.owners[holder.id] = holder.key
+                    self.leaders[holder.key] = who
                 continue
             if not claimfile.is_held(self.state_dir, key):
                 claimfile.remove(self.state_dir, key)
