@@ -6,6 +6,7 @@ server answers at once, so what is measured is the agent and not its model.
 
 import contextlib
 import itertools
+import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -259,10 +260,24 @@ def bytes_table(found: Found) -> Table:
 
 
 def kept_prefix(before: Request, after: Request) -> float:
-    """How much of a request stands, byte for byte, at the head of the next one."""
-    texts = before["body"], after["body"]
+    """How much of a request stands, byte for byte, at the head of the next one; in the order in which models read it,
+    and without the marks for the cache, which move on."""
+    texts = as_read(before), as_read(after)
     same = next((n for n, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
     return same / len(texts[0])
+
+
+def as_read(request: Request) -> str:
+    body = without_marks(json.loads(request["body"]))
+    parts = [body.get(name) for name in ("tools", "system", "instructions", "systemInstruction")]
+    turns = next(body[name] for name in ("messages", "input", "contents") if name in body)
+    return json.dumps(parts) + "".join(json.dumps(turn) for turn in turns)
+
+
+def without_marks(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_marks(inner) for name, inner in value.items() if name != "cache_control"}
+    return [without_marks(inner) for inner in value] if isinstance(value, list) else value
 
 
 # --- goals ----------------------------------------------------------------------------------------------------
@@ -291,9 +306,7 @@ def memory_goals(found: Found) -> list[Goal]:
 
 def bytes_goals(found: Found) -> list[Goal]:
     asked = found.requests[WORKTREE]
-    tails = [len(a["body"]) - a["body"].rindex("]") for a in asked[:-1]]
-    lost = [round((1 - kept_prefix(a, b)) * len(a["body"])) for a, b in itertools.pairwise(asked)]
-    is_whole = all(less <= tail for less, tail in zip(lost, tails, strict=True))
+    is_whole = all(kept_prefix(a, b) == 1 for a, b in itertools.pairwise(asked))
     marked = asked[0]["body"].count('"cache_control"')
     text = f"{'the same' if is_whole else 'changed'}, {marked} marks"
     goals = [Goal("prefix the same byte for byte, and marked", "the same, 2 marks", text, is_whole and marked == 2)]
