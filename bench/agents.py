@@ -132,7 +132,7 @@ def timed(
 ) -> dict[str, list[Took]]:
     """In changing order. Ours go several times a round, for their p99; who is slow goes in some rounds only."""
     took: dict[str, list[Took]] = {}
-    for number in range(lab.pick(3, 25)):
+    for number in range(lab.pick(3, 20)):
         due: list[Agent] = [one for one in theirs if warm[one.name] < SLOW_S or number % SLOW_EVERY == 0]
         due += [one for one in ours for _ in range(OURS_A_ROUND)]
         for agent in lab.random.sample(due, len(due)):
