@@ -153,15 +153,19 @@ class Performer:
         )
         if excluded:
             await self.engine.note(job.id, "worktree.excludes", excluded)
+        ignored = None
         if admin is None:
             admin = await self.in_thread(worktree.add, plan)
             if not await self._begin(job, "checkout"):
                 return None
-            await self.in_thread(checkout, plan, admin, spec.get("umask", 0o077))
+            ignored, _ = await all_of(
+                self.in_thread(fill.ignored_folders, plan.repo),
+                self.in_thread(checkout, plan, admin, spec.get("umask", 0o077)),
+            )
         if not await self._begin(job, "fill"):
             return None
         await self.in_thread(note_own_commands, job_dir(self.state_dir, job), plan, admin)
-        filled = await self.in_thread(fill.fill, plan, admin, plan.repo.top)
+        filled = await self.in_thread(fill.fill, plan, admin, plan.repo.top, fill.MAX_BYTES, ignored)
         record = {"admin": admin, **dataclasses.asdict(filled)}
         await self.in_thread(jobdir.write, job_dir(self.state_dir, job), "worktree.json", record)
         return on.WorktreeMade(time.time(), admin, filled.copied, shown(filled.linked), filled.missing, filled.notes)
