@@ -190,7 +190,7 @@ class Keeper:
         exec_read, exec_write = os.pipe2(os.O_CLOEXEC)
         tree_life = os.open(f"{self.path}/life.lock", os.O_RDWR | os.O_CLOEXEC)
         process.wait_for_byte(tree_life, 1)  # an earlier fork that was never executed may be on its way out
-        pid = os.fork()
+        pid, is_in_cgroup = process.fork_into(cgroup)
         if pid == 0:
             try:
                 os.close(go_write)
@@ -206,7 +206,7 @@ class Keeper:
         ):
             if fd >= 0:
                 os.close(fd)
-        if cgroup and not process.cgroup_join(cgroup, pid):
+        if cgroup and not is_in_cgroup and not process.cgroup_join(cgroup, pid):
             cgroup = None
         who = process.identity(pid)
         self.agent = {

@@ -9,7 +9,7 @@ from agentd import files
 from agentd.core.errors import Refused, Usage
 from agentd.git.run import GitFailed, Repo, Tree, git, refuse_pipes
 
-__all__ = ["Place", "Repo", "Settled", "Tree", "calling_tree", "find", "ref_value", "settle"]
+__all__ = ["Place", "Repo", "Settled", "Tree", "calling_tree", "find", "ref_value", "refs_there", "settle"]
 
 SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
@@ -183,3 +183,9 @@ def calling_tree(repo: Repo) -> Tree:
 
 def ref_value(at: Tree | Repo, ref: str) -> str | None:
     return git(["rev-parse", "--verify", "-q", ref], at=at, ok=(0, 1)).strip() or None
+
+
+def refs_there(at: Tree | Repo, refs: list[str]) -> list[str]:
+    """Those of ``refs`` that exist: one git for all of them."""
+    answers = git(["cat-file", "--batch-check"], at=at, input="".join(f"{ref}\n" for ref in refs)).splitlines()
+    return [ref for ref, answer in zip(refs, answers, strict=True) if answer != f"{ref} missing"]

@@ -43,6 +43,7 @@ class Model:
             max_retries=0,
             timeout=httpx2.Timeout(READ_TIMEOUT, connect=10.0),
             http_client=http,
+            open_telemetry=False,
         )
         # Left alone, the SDK starts a thread to find it out: 5 ms, and a thread to the end of the process.
         self.client._platform = "Linux"
