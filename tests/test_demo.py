@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import faultlab
 import pytest
@@ -152,7 +153,7 @@ def test_the_script_can_be_had_beside_a_key_and_a_proxy_and_the_repository_kept(
     [
         (lambda turns: turns.__setitem__(slice(2, 4), []), "did it change anything: no; it should be yes"),
         (
-            lambda turns: turns[2]["calls"][1]["input"].update(new="(100 + discount + 0)"),
+            lambda turns: turns[2]["calls"][1]["input"].update(new=shop.WRONG + "  # looked at"),
             "exit code of the build: 1; it should be 0",
         ),
         (
@@ -229,4 +230,17 @@ def test_what_does_not_go_together_is_refused(show: Show) -> None:
     assert ended.code == 2 and ended.text.startswith(
         "agentd: --model is for a real model, which needs ANTHROPIC_API_KEY"
     )
+    assert show.nothing_is_left()
+
+
+def test_the_picture_is_drawn_from_a_real_run(show: Show, tmp_path: Path) -> None:
+    file = tmp_path / "logs.svg"
+    ended = show.run(sys.executable, ROOT / "scripts" / "picture", file)
+    assert (ended.code, ended.text) == (0, f"{file}\n")
+    picture = ElementTree.parse(file).getroot()
+    width = float(picture.attrib["viewBox"].split()[2])
+    texts = [element for element in picture.iter() if element.tag.endswith("}text")]
+    assert {"asks", "you", "leave it", "done"} <= {element.text for element in texts}
+    for element in texts[1:]:
+        assert float(element.attrib["x"]) + float(element.attrib["textLength"]) < width, element.text
     assert show.nothing_is_left()

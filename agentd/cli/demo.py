@@ -48,9 +48,10 @@ def demo(
         colors = {"NO_COLOR": "1"} if no_color else {}
         with stage(out, variables | colors, is_kept) as here:
             introduce(here, is_real)
-            facts = Story(here, agent).tell()
-            if is_kept:
-                shop.leave(here.shop, here.environment)
+            try:
+                facts = Story(here, agent).tell()
+            finally:
+                shop.open_gate(here.shop, here.environment)
         facts |= {"ok": True, "checks": here.checks, "model": "real" if is_real else "script"}
         facts |= {"seconds": round(time.monotonic() - began, 1), "repository": str(here.shop) if is_kept else None}
         conclude(here, facts)

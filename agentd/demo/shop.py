@@ -48,6 +48,9 @@ FILES = {
     ".gitignore": "__pycache__/\nshop.pyz\n",
 }
 
+WRONG = "    return sum(prices) * (100 + discount) / 100"
+RIGHT = "    return sum(prices) * (100 - discount) / 100"
+
 FIX = "sh build.sh fails: mend the code, not the tests, and build again until shop.pyz is right"
 QUESTION = "What does build.sh make, and how is that run? Two sentences, and change nothing"
 
@@ -70,10 +73,7 @@ SCRIPT: Any = {
                     "delay": 1.5,
                     "calls": [
                         {"tool": "note", "input": {"text": "total() adds the discount; take it off, and build"}},
-                        {
-                            "tool": "edit",
-                            "input": {"path": "src/prices.py", "old": "(100 + discount)", "new": "(100 - discount)"},
-                        },
+                        {"tool": "edit", "input": {"path": "src/prices.py", "old": WRONG, "new": RIGHT}},
                     ],
                 },
                 {
@@ -120,7 +120,9 @@ def make(folder: Path, gate: Path, environment: dict[str, str]) -> None:
     (folder / ".git" / "info" / "attributes").write_text("catalogue.txt filter=gate\n")
 
 
-def leave(folder: Path, environment: dict[str, str]) -> None:
-    """A repository to look at, without the gate."""
-    subprocess.run(["git", "config", "--remove-section", "filter.gate"], cwd=folder, env=environment, check=True)
-    (folder / ".git" / "info" / "attributes").unlink()
+def open_gate(folder: Path, environment: dict[str, str]) -> None:
+    """For good: whoever keeps the repository does not wait in it."""
+    subprocess.run(
+        ["git", "config", "--remove-section", "filter.gate"], cwd=folder, env=environment, capture_output=True
+    )
+    (folder / ".git" / "info" / "attributes").unlink(missing_ok=True)
