@@ -225,6 +225,16 @@ def read_until(fd: int, text: bytes | None) -> bytes:
     return seen
 
 
+def test_who_reads_no_further_ends_it(show: Show) -> None:
+    demo = show.start(*DEMO)
+    assert demo.stdout is not None
+    with demo:
+        demo.stdout.readline()
+        demo.stdout.close()
+        assert demo.wait(PATIENCE_S) == 128 + signal.SIGPIPE
+    assert show.nothing_is_left()
+
+
 def test_what_does_not_go_together_is_refused(show: Show) -> None:
     ended = show.run(*DEMO, "--model", "some-model")
     assert ended.code == 2 and ended.text.startswith(

@@ -18,7 +18,7 @@ from agentd.demo.stage import Stage, stage
 from agentd.demo.story import Story
 
 KEY, ENDPOINT = "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"
-LIMITS = ("--max-turns", "30", "--max-tokens", "300000", "--timeout", "10m")
+LIMITS = ("--max-turns", "30", "--max-tokens", "300000", "--timeout", "5m")
 """Of each of the two agents, if a real model drives them."""
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 """They would keep an agent from a server on this machine."""

@@ -77,7 +77,7 @@ class Stage:
     def typed(self, *words: str) -> int:
         """Show a command, and run it, both streams in one; its exit code."""
         self.show(f"$ {shlex.join(words)}")
-        return subprocess.call(
+        code = subprocess.call(
             program(words),
             cwd=self.shop,
             env=self.environment,
@@ -85,6 +85,9 @@ class Stage:
             stdout=self.out,
             stderr=self.out,
         )
+        if code in (-signal.SIGPIPE, 128 + signal.SIGPIPE):
+            raise BrokenPipeError  # as if we had written it ourselves
+        return code
 
     def typed_well(self, *words: str) -> None:
         if code := self.typed(*words):

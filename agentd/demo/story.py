@@ -50,7 +50,8 @@ class Story:
         here = self.stage
         here.chapter("An agent gets the task, and you the prompt")
         here.typed_well("agentd", "daemon", "start")
-        here.note("its checkout is held back until the prompt is there, as if the repository were large")
+        here.note("a filter holds its checkout back until the prompt is there, as in a large repository:")
+        here.note("if delegate waited for the worktree, this would hang")
         asked = time.time()
         here.typed_well("agentd", "delegate", "--name", "fix", *self.agent, shop.FIX)
         prompt = time.time()
