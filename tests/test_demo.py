@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import faultlab
@@ -28,10 +28,9 @@ PATIENCE_S = 150.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
-class Ended:
-    def __init__(self, code: int, text: str) -> None:
-        self.code = code
-        self.text = text
+class Ended(NamedTuple):
+    code: int
+    text: str
 
 
 class Show:
@@ -43,7 +42,6 @@ class Show:
         self.environment = {"HOME": str(home), "PATH": os.environ["PATH"], "TMPDIR": str(place)}
         if "AGENTD_WITHOUT" in os.environ:
             self.environment["AGENTD_WITHOUT"] = os.environ["AGENTD_WITHOUT"]
-        self.homes: list[str] = []
 
     def start(self, *words: str | Path, **more: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -121,7 +119,6 @@ def test_a_script_plays_the_model_and_nothing_is_left(show: Show, home: Path) ->
 def test_with_a_key_the_model_is_that_of_the_server_and_its_price_is_told(
     show: Show, model: Callable[[Any], str]
 ) -> None:
-    """A proxy would keep a real model's requests; the script of ``--script`` none may keep."""
     url = model(shop.SCRIPT)
     ended = show.run(*DEMO, "--json", ANTHROPIC_API_KEY="sk-test-0123456789", ANTHROPIC_BASE_URL=url)
     assert ended.code == 0, ended.text

@@ -1,5 +1,5 @@
 """A place of its own for the demonstration: folders, environment, daemon; commands as one would type them, with what
-they really say. Nothing of it is left, whatever ends it.
+they really say. Nothing of it is left, whatever ends it but a kill -9.
 """
 
 import contextlib
@@ -176,7 +176,7 @@ def wrong(what: str) -> Refused:
 
 @contextlib.contextmanager
 def stage(out: int, variables: Variables, keeps_shop: bool) -> Iterator[Stage]:
-    """Whatever ends it, its processes end and its folder goes. ``variables``: beside those of the caller."""
+    """At its end its processes end and its folder goes. ``variables``: beside those of the caller."""
     end_on_signals()
     place = Path(tempfile.mkdtemp(prefix="agentd-demo-")).resolve()
     try:
