@@ -262,11 +262,16 @@ def marked(nonce: str, session: int, life_lock: str) -> list[int]:
     return [pid for pid in parents if any(ancestor in roots for ancestor in _line_of(pid, parents))]
 
 
+def having(pair: str) -> list[int]:
+    """Every process that has ``NAME=VALUE`` in its environment."""
+    return [pid for pid in _all_pids() if _has_variable(pid, pair.encode()) and not is_zombie(pid)]
+
+
 def end_all_with(pair: str, patience: float = 5.0) -> None:
     """Kill every process that has ``NAME=VALUE`` in its environment, and what they start meanwhile. Blocks."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        found = [pid for pid in _all_pids() if _has_variable(pid, pair.encode()) and not is_zombie(pid)]
+        found = having(pair)
         for pid in found:
             try:
                 pidfd = os.pidfd_open(pid)

@@ -49,7 +49,13 @@ RINGS: dict[str, set[str]] = {
         *{"keeper", "zygote", "runners", "budget"},
     },
     # what the user and the main agent touch; none of it ever meets the daemon
-    "cli": {"client", "claimfile", "follow", "core", "protocol", "config", "process", "paths", "files", "budget"},
+    # the demonstration types verbs, and asks the client for facts
+    "demo": {"client", "core", "process", "paths", "files"},
+    "cli": {
+        *{"client", "claimfile", "follow", "core", "protocol", "config", "process", "paths", "files", "budget"},
+        "demo",
+        "scripted",
+    },
     "mcp": {"client", "core", "protocol", "config", "process", "paths", "files"},
     "bridges": {"client", "core", "protocol", "config", "process", "paths", "files"},
     "chat": {"client", "core", "protocol", "config", "process", "paths", "files", "runners"},
