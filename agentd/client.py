@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from agentd import __version__, jobdir, paths
+from agentd.core.credentials import is_secret
 from agentd.core.errors import EXIT_ANOTHER, EXIT_NOT_NOW, AgentdError, Fault, NotNow, Refused, Usage
 
 PROTOCOL = 1
@@ -415,7 +416,9 @@ def start_daemon(state_dir: str) -> bool:
     ready, theirs = os.pipe()
     said_before = os.fstat(log).st_size
     command = [sys.executable, "-P", "-m", "agentd.daemon", state_dir, str(theirs)]
-    environment = {n: v for n, v in os.environ.items() if n not in ("AGENTD_JOB", "AGENTD_NONCE", "AGENTD_SOCKET")}
+    # Not its starter's secrets: each job brings its own, and /proc shows an environment as long as its process lives.
+    of_a_job = ("AGENTD_JOB", "AGENTD_NONCE", "AGENTD_SOCKET")
+    environment = {n: v for n, v in os.environ.items() if n not in of_a_job and not is_secret(n)}
     environment["PYTHONUTF8"] = "1"  # to it and its zygotes words are bytes, whatever our character set
     try:
         child = subprocess.Popen(
