@@ -15,6 +15,7 @@ from agentd import files
 
 Record = dict[str, Any]
 NEARLY = 0.8
+UNSEEN = "spending: its transcript lacks turns"
 WORDS = {
     "turns": "{:,.0f} of {:,.0f} turns",
     "tokens": "{:,.0f} of {:,.0f} tokens",
@@ -59,9 +60,13 @@ class Spending:
         self.spent["tokens"] += tokens
         self.spent["cost"] += cost
 
-    def exceeded(self) -> str | None:
-        """The limit that is reached: "turns", "tokens" or "cost"."""
-        return next((name for name, most in self.limits.items() if self.spent[name] >= most), None)
+    def exceeded(self, turn: int = 0) -> str | None:
+        """The limit that is reached: "turns", "tokens" or "cost". ``turn``: which one the runner would begin; if it has
+        had more than the transcript shows, somebody has cut or removed that, and nothing more is spent unseen."""
+        reached = next((name for name, most in self.limits.items() if self.spent[name] >= most), None)
+        if reached is None and self.limits and self.spent["turns"] < turn - 1:
+            return UNSEEN
+        return reached
 
     def warning(self) -> str | None:
         """What the model is told, once for each limit, when four fifths are gone."""

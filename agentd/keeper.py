@@ -849,7 +849,7 @@ class Keeper:
             self.answer(fd, {"ok": True})
             self.pump_input()
         elif "turn" in request:
-            self.answer(fd, self.permit())
+            self.answer(fd, self.permit(int(request["turn"])))
             self.nudge("transcript")
         elif "news" in request:
             self.nudge("transcript")
@@ -865,10 +865,10 @@ class Keeper:
             self.note_stopped(number == signal.SIGSTOP)  # an adopter is not told by the kernel
         return sent
 
-    def permit(self) -> Record:
-        """May the runner make its next request?"""
+    def permit(self, turn: int) -> Record:
+        """May the runner make its next request, for the turn of that number?"""
         self.spending.look()
-        limit = self.spending.exceeded()
+        limit = self.spending.exceeded(turn)
         if limit is None:
             return {"go": True, "warn": self.spending.warning()}
         if self.order is None:

@@ -30,6 +30,8 @@ TURNS = 30
 REPAIRS = 3
 """Turns at the end that do only what is missing: the last step may have been the one that was killed."""
 KILLS_A_TASK = 12
+PATIENCE = 3
+"""Of so many kills one waits for an answer first: after six attempts that came to none, the policy gives up."""
 DONE = "All steps are done."
 
 
@@ -42,20 +44,29 @@ class Task:
         self.proof = scene.shell.cwd / f"ran-{number}"
         self.proof.touch()
         self.killed: list[tuple[str, ...]] = []
-        self.id = scene.delegate(self.words, in_place=False, cwd=scene.repo, restart="on-failure")
+        self.id = scene.delegate(self.words, in_place=False, cwd=scene.repo, restart="on-failure", max_turns=1000)
 
-    def kill(self, kinds: tuple[str, ...]) -> None:
+    def kill(self, kinds: tuple[str, ...], after: float) -> bool:
+        """Once it is at work again, so many seconds later; False if it has come too far by then."""
+        self.scene.daemon()  # whoever asks has a dead one replaced
+        faultlab.until(lambda: self.scene.runner(self.id) is not None, 60)
+        if len(self.killed) % PATIENCE == PATIENCE - 1:
+            seen = self.answers()
+            faultlab.until(lambda: self.answers() > seen, 60)
+        threading.Event().wait(after)
+        if self.answers() > TURNS - 2:
+            return False  # so that each kill that is counted hits something that is at work
         victims = self.scene.victims(self.id)
         self.scene.kill(*(victims[kind] for kind in kinds))
         self.killed.append(kinds)
+        return True
+
+    def answers(self) -> int:
+        return sum(record["type"] == "assistant" for record in self.scene.records(self.id))
 
     def is_over(self) -> bool:
         job = self.scene.client.job(self.id)["job"]
         return job["state"] == "done" and job["again_at"] is None
-
-    def is_nearly_over(self) -> bool:
-        """Nothing is killed any more, so that each kill that is counted hit something that was at work."""
-        return sum(record["type"] == "assistant" for record in self.scene.records(self.id)) >= TURNS - 2
 
     def check(self) -> None:
         faultlab.until(self.is_over, 120, lambda: str(self.scene.client.job(self.id)["job"]))
@@ -137,12 +148,8 @@ def random_kills(scene: Scene, count: int, seed: int) -> list[Task]:
     while order:
         task = Task(scene, len(tasks) + 1)
         tasks.append(task)
-        while order and len(task.killed) < KILLS_A_TASK:
-            scene.daemon()  # whoever asks has a dead one replaced
-            threading.Event().wait(dice.random() * 0.6)
-            if task.is_nearly_over():
-                break
-            task.kill(order.pop())
+        while order and len(task.killed) < KILLS_A_TASK and task.kill(order[-1], dice.random() * 0.6):
+            order.pop()
         task.check()
     return tasks
 

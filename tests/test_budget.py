@@ -102,3 +102,12 @@ def test_of_each_limit_one_warning_at_four_fifths(tmp_path: Path) -> None:
     warning = spending.warning()
     assert warning is not None and warning.startswith("8 of 10 turns are used up.")
     assert spending.warning() is None
+
+
+def test_turns_that_nobody_can_see_are_not_spent_on(tmp_path: Path) -> None:
+    path = written(tmp_path / "transcript.ndjson", *[as_line(ANSWER)] * 3)
+    limited, unlimited = Spending(path, {"turns": 10}, RATES), Spending(path, {}, RATES)
+    limited.look()
+    assert limited.exceeded(turn=4) is None
+    assert limited.exceeded(turn=5) == "spending: its transcript lacks turns"
+    assert unlimited.exceeded(turn=5) is None

@@ -52,7 +52,7 @@ def warm() -> None:
 def main(path: str, spec: Record) -> int:
     try:
         return asyncio.run(run(path, spec))
-    except (Unable, transcript.Damaged, OSError) as error:
+    except (Unable, transcript.Taken, OSError) as error:
         say(str(error))
         return CANNOT
     except Exception:
@@ -95,9 +95,8 @@ async def converse(path: str, spec: Record) -> int:
             raise Unable("cannot ask a model: the profile names none; set `model` in it, or give --model")
         files = [*transcript.chain(spec["resume"]), own] if spec.get("resume") else [own]
         state = Conversation()
-        for file in files:
-            for line in transcript.read(file):
-                state.apply(line)
+        for fault in transcript.apply_all(files, state):
+            say(fault)
         key, environment = take_key(profile, dict(os.environ))
         check_endpoint(profile)
         worktree = enter(spec["worktree"])
@@ -110,7 +109,7 @@ async def converse(path: str, spec: Record) -> int:
         loop.write("start", **start(spec, state, loop.tools.schema, worktree))
         return told(await loop.run())
     except Exception as error:
-        is_ours = not isinstance(error, Unable | transcript.Damaged | OSError)
+        is_ours = not isinstance(error, Unable | OSError)
         text = f"a fault of agentd's own: {error!r}" if is_ours else str(error)
         record.write("end", outcome="failed", code=CANNOT, text=text)
         raise
