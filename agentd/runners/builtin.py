@@ -35,6 +35,7 @@ from .tools.world import World
 from .transcript import Transcript
 
 CANNOT = 1
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 KEY_ENV = "ANTHROPIC_API_KEY"
 
 
@@ -101,7 +102,7 @@ async def converse(path: str, spec: Record) -> int:
         check_endpoint(profile)
         worktree = enter(spec["worktree"])
         inbox = Inbox(path, [os.path.dirname(file) for file in files])
-        model = Model(profile, key)
+        model = client(profile, key)
         gate = Gate(path, spec.get("limits_asked", True))
         loop = Loop(state, model, record, inbox, gate, Parking(spec.get("parking")), say, profile.get("context"))
         world = World(worktree, Shell(worktree.path, environment), loop.ask, loop.note)
@@ -183,6 +184,16 @@ def check_endpoint(profile: dict[str, Any]) -> None:
         is_address = False
     if not is_address:
         raise Unable(f"cannot ask the model: its endpoint {endpoint!r} is no address such as https://host")
+
+
+def client(profile: dict[str, Any], key: str) -> Model:
+    try:
+        return Model(profile, key)
+    except (ImportError, ValueError) as error:
+        proxies = sorted(name for name in os.environ if name.lower() in PROXIES)
+        if not proxies:
+            raise
+        raise Unable(f"cannot ask the model: the proxy in {', '.join(proxies)} cannot be used: {error}") from None
 
 
 def enter(path: str) -> Worktree:

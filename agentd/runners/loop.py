@@ -299,7 +299,7 @@ class Loop:
         else:
             self.refusals = 0
             if answer is None:
-                self.write("failed", why="interrupted")
+                self.write("failed", why="interrupted", usage=self.model.usage or None)
             return answer
         return None
 
