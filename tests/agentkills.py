@@ -57,8 +57,8 @@ class Task:
         if self.answers() > TURNS - 2:
             return False  # so that each kill that is counted hits something that is at work
         victims = self.scene.victims(self.id)
-        self.scene.kill(*(victims[kind] for kind in kinds))
-        self.killed.append(kinds)
+        hit = self.scene.kill(*(victims[kind] for kind in kinds))
+        self.killed.append(tuple(kind for kind, is_hit in zip(kinds, hit, strict=True) if is_hit))
         return True
 
     def answers(self) -> int:
@@ -74,6 +74,13 @@ class Task:
         if faults:
             raise Violation("\n".join(faults))
 
+    def ends(self) -> list[Record]:
+        """How each attempt ended."""
+        completed = self.scene.events("job.completed")
+        return [
+            {name: event["data"][name] for name in ("outcome", "exit_code", "signal", "reason")} for event in completed
+        ]
+
     def faults(self) -> Iterator[str]:
         scene = self.scene
         job = scene.client.job(self.id)["job"]
@@ -81,7 +88,7 @@ class Task:
             yield f"it ended {job['outcome']} ({job['reason']}) with {job['progress']['words']!r}"
         deaths = sum("runner" in kinds for kinds in self.killed)
         if job["attempt"] > 1 + deaths:
-            yield f"{job['attempt']} attempts for {deaths} deaths of a runner"
+            yield f"{job['attempt']} attempts for {deaths} deaths of a runner: {self.ends()}"
         log = (Path(job["worktree"]) / "log").read_text().split()
         if log != [str(n) for n in range(1, TURNS + 1)]:
             yield f"its work is wrong: {log}"
@@ -149,7 +156,8 @@ def random_kills(scene: Scene, count: int, seed: int) -> list[Task]:
         task = Task(scene, len(tasks) + 1)
         tasks.append(task)
         while order and len(task.killed) < KILLS_A_TASK and task.kill(order[-1], dice.random() * 0.6):
-            order.pop()
+            if task.killed[-1] == order[-1]:
+                order.pop()
         task.check()
     return tasks
 

@@ -99,25 +99,30 @@ class Scene:
     def victims(self, id: int) -> dict[str, Callable[[], int | None]]:
         return {"runner": lambda: self.runner(id), "keeper": lambda: self.keeper(id), "daemon": self.daemon}
 
-    def kill(self, *looks: Callable[[], int | None]) -> None:
-        """kill -9 of all of them at the same moment, as soon as all are there to be killed."""
+    def kill(self, *looks: Callable[[], int | None]) -> list[bool]:
+        """kill -9 of all of them at the same moment, as soon as all are there to be killed. Which of them it hit: one
+        of two keepers that begin at once goes away by itself."""
+        hit: list[bool] = []
 
         def are_killed() -> bool:
+            pidfds: list[int] = []
             try:
                 pids = [look() for look in looks]
-                pidfds = [os.pidfd_open(pid) for pid in pids if pid is not None]
-            except (OSError, ValueError):  # one has just gone
+                pidfds += [os.pidfd_open(pid) for pid in pids if pid is not None]
+                if len(pidfds) == len(looks):
+                    hit[:] = [process.send(pidfd, signal.SIGKILL) for pidfd in pidfds]
+            except OSError:  # one has just gone
                 return False
-            try:
-                return len(pidfds) == len(looks) and all([process.send(pidfd, signal.SIGKILL) for pidfd in pidfds])
             finally:
                 for pidfd in pidfds:
                     os.close(pidfd)
+            return any(hit)
 
         def state() -> str:
             return f"nothing to kill: {self.client.jobs(all=True)}, {clishell.ours(self.shell.state)}"
 
         faultlab.until(are_killed, timeout=60, what=state)
+        return hit
 
 
 def scene_of(folder: Path, patch: Any) -> Iterator[Scene]:

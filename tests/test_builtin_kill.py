@@ -1,6 +1,5 @@
 """A short loop of random kills of the built-in agent's processes; ``scripts/faults builtin:100`` runs the long one."""
 
-from collections import Counter
 from pathlib import Path
 
 import agentkills
@@ -12,4 +11,4 @@ from agentlab import scene_of
 def test_killed_at_any_moment_the_task_ends_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for scene in scene_of(tmp_path, monkeypatch):
         tasks = agentkills.random_kills(scene, count=7, seed=11)
-        assert Counter(kinds for task in tasks for kinds in task.killed) == Counter(agentkills.COMBINATIONS)
+        assert {kinds for task in tasks for kinds in task.killed} >= set(agentkills.COMBINATIONS)
