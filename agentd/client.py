@@ -302,7 +302,7 @@ class Client:
             raise Usage(f"cannot send the request: {error}", "bad_request") from None
         if len(data) - 1 > MAX_MESSAGE:
             what = f"cannot send the request: message larger than {MAX_MESSAGE} bytes"
-            raise Usage(f"{what}; shorten the command, the task or the environment", "bad_request")
+            raise Usage(f"{what}; shorten the text, the command or the environment", "bad_request")
         try:
             link.sendall(data)
         except OSError:
