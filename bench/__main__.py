@@ -8,7 +8,7 @@ import time
 import traceback
 from pathlib import Path
 
-from . import delegate, latency, peers, report, scale, start, throughput, worktrees
+from . import agents, delegate, latency, peers, report, scale, start, throughput, worktrees
 from .lab import Lab
 
 # Its order is the report's. To add a measurement: write the module, add the line.
@@ -19,6 +19,7 @@ MEASUREMENTS = {
     "throughput": throughput.measure,
     "worktrees": worktrees.measure,
     "scale": scale.measure,
+    "agents": agents.measure,
     "peers": peers.measure,
 }
 
