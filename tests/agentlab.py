@@ -22,12 +22,16 @@ HAIKU, SONNET = "claude-haiku-5-5", "claude-sonnet-5-5"
 Record = dict[str, Any]
 
 
+def call(tool: str, **input: Any) -> Record:
+    return {"tool": tool, "input": input}
+
+
 def bash(command: str) -> Record:
-    return {"tool": "bash", "input": {"command": command}}
+    return call("bash", command=command)
 
 
 def write(path: str, content: str) -> Record:
-    return {"tool": "write", "input": {"path": path, "content": content}}
+    return call("write", path=path, content=content)
 
 
 class Scene:

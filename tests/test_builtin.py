@@ -2,12 +2,15 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import faultlab
 import pytest
-from agentlab import HAIKU, KEY, SONNET, Scene, bash, scene_of, write
+from agentlab import HAIKU, KEY, SONNET, Record, Scene, bash, call, scene_of, write
+
+from agentd.runners import tools
 
 
 @pytest.fixture
@@ -18,39 +21,70 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 # --- the tasks ------------------------------------------------------------------------------------------------
 
 
+EIGHT = range(1, 9)
+
+
+def task_of(n: int, meet: Path) -> Record:
+    """Its own in content and length; all eight meet in the first turn, so that they really run at once."""
+    made = f"made-{n}.txt"
+    meeting = f"touch {meet}/{n}; while [ $(ls {meet} | wc -l) -lt 8 ]; do sleep 0.02; done"
+    look = [
+        call("glob", pattern="made-*"),
+        call("grep", pattern=f"by {n}"),
+        call("read", path=made),
+        call("edit", path=made, old="by", new="made by"),
+        call("note", text=f"plan of {n}"),
+        call("ask", question=f"May {n} go on?"),
+    ]
+    turns = [
+        {"say": f"I am {n}.", "calls": [bash(meeting), write(made, f"by {n}\n")]},
+        {"calls": look},
+        *[{"calls": [bash(f"echo {turn} >> turns-{n}.txt; cat {made}")]} for turn in range(n)],
+        {"say": f"Task {n} is done."},
+    ]
+    return {"task": f"task {n}.", "turns": turns}
+
+
+def results_of(n: int) -> list[str]:
+    made = f"made-{n}.txt"
+    first = ["(no output)", f"made: {made}, {len(f'by {n}') + 1} bytes"]
+    look = [made, f"{made}:1:by {n}", f"by {n}\n", f"changed: {made}, line 1", "noted", f"yes, {n}"]
+    return [*first, *look, *[f"made by {n}"] * n]
+
+
+@pytest.mark.timeout(300)
 def test_eight_tasks_at_once_with_two_models(scene: Scene, tmp_path: Path) -> None:
     meet = tmp_path / "meet"
     meet.mkdir()
-    together = f"touch {meet}/%d; while [ $(ls {meet} | wc -l) -lt 8 ]; do sleep 0.02; done"
-    scripts = [
-        {
-            "task": f"task {n}.",
-            "turns": [
-                {"say": f"I am {n}.", "calls": [bash(together % n), write(f"made-{n}.txt", f"by {n}\n")]},
-                *[{"calls": [bash(f"echo {turn} >> turns-{n}.txt")]} for turn in range(n)],
-                {"say": f"Task {n} is done."},
-            ],
-        }
-        for n in range(1, 9)
-    ]
-    scene.serve({"scripts": scripts})
-    options = {"in_place": False, "cwd": scene.repo}
-    ids = {
-        n: scene.delegate(f"Do task {n}.", model=HAIKU if n % 2 else SONNET, name=f"t{n}", **options)
-        for n in range(1, 9)
-    }
+    scene.serve({"scripts": [task_of(n, meet) for n in EIGHT]})
+    models = {n: HAIKU if n % 2 else SONNET for n in EIGHT}
+    ids = {n: scene.delegate(f"Do task {n}.", model=models[n], in_place=False, cwd=scene.repo) for n in EIGHT}
+    for n, id in ids.items():
+        scene.wait(id, "waiting")
+        scene.client.answer(id, f"yes, {n}")
     for n, id in ids.items():
         job = scene.wait(id)
         assert (job["outcome"], job["exit_code"]) == ("succeeded", 0)
-        assert (job["progress"]["words"], job["progress"]["turns"]) == (f"Task {n} is done.", n + 2)
-        assert job["progress"]["cost"] > 0
+        assert (job["progress"]["words"], job["progress"]["turns"]) == (f"Task {n} is done.", n + 3)
+        assert job["progress"]["cost"] > 0 and job["progress"]["plan"] == f"plan of {n}"
         work = Path(job["worktree"])
-        assert (work / f"made-{n}.txt").read_text() == f"by {n}\n"
         assert (work / f"turns-{n}.txt").read_text() == "".join(f"{turn}\n" for turn in range(n))
-        assert not [path for path in work.glob("made-*") if path.name != f"made-{n}.txt"]
-    models = {(request["task"].partition("\n")[0], request["body"]["model"]) for request in scene.requests()}
-    assert models == {(f"Do task {n}.", HAIKU if n % 2 else SONNET) for n in range(1, 9)}
-    assert len(scene.requests()) == sum(n + 2 for n in range(1, 9))
+        assert [path.name for path in work.glob("made-*")] == [f"made-{n}.txt"]
+        assert (work / f"made-{n}.txt").read_text() == f"made by {n}\n"
+        check_transcript(scene.records(id), n)
+    asked = Counter((request["task"].partition("\n")[0], request["body"]["model"]) for request in scene.requests())
+    assert asked == {(f"Do task {n}.", models[n]): n + 3 for n in EIGHT}
+
+
+def check_transcript(records: list[Record], n: int) -> None:
+    """Every request with its answer, every call with its result, from the start to the end."""
+    of = {kind: [record for record in records if record["type"] == kind] for kind in {r["type"] for r in records}}
+    assert (records[0]["type"], records[-1]["type"], records[-1]["outcome"]) == ("start", "end", "done")
+    assert len(of["request"]) == len(of["assistant"]) == n + 3 and "failed" not in of
+    assert {record["tool"] for record in of["call"]} == set(tools.TOOLS)
+    assert [record["id"] for record in of["call"]] == [record["id"] for record in of["result"]]
+    assert [record["content"] for record in of["result"]] == results_of(n)
+    assert [record["text"] for record in of["question"]] == [f"May {n} go on?"]
 
 
 @pytest.mark.parametrize(("option", "limit", "turns"), [("max_turns", 3, 3), ("max_cost", 1.0, None)])
