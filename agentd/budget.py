@@ -1,4 +1,4 @@
-"""What an attempt has spent, by its own transcript, and what it may spend.
+"""What an attempt has spent, by its own transcript, and what it may spend; and how long it has been silent.
 
 The keeper counts before each request of the runner; so a limit holds with the daemon dead, and is overshot by one
 request at most. Tokens are those that the model read for the first time or wrote: what it read from its cache costs a
@@ -9,12 +9,16 @@ is unknown, and so is a limit on it.
 
 import contextlib
 import json
+import os
+import time
 from typing import Any
 
 from agentd import files
 
 Record = dict[str, Any]
 NEARLY = 0.8
+LAST_RECORD = 8192
+"""Bytes; a record that says that the agent rests is shorter."""
 UNSEEN = "spending: its transcript lacks turns"
 WORDS = {
     "turns": "{:,.0f} of {:,.0f} turns",
@@ -78,6 +82,21 @@ class Spending:
             return None
         gone = ", ".join(WORDS[name].format(self.spent[name], self.limits[name]) for name in near)
         return f"{gone} are used up. At the limit you are stopped: finish what you do, and report."
+
+
+def silent_for(path: str) -> float:
+    """Seconds since the transcript at ``path`` has grown; 0 while its agent rests: it has asked and waits for an
+    answer, or its model server is overloaded. Infinite if there is none."""
+    try:
+        file = files.open_file(path)
+    except OSError:
+        return float("inf")
+    with file:
+        seen = os.fstat(file.fileno())
+        file.seek(max(0, seen.st_size - LAST_RECORD))
+        last = file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
+    is_resting = last.startswith((b'{"type":"waiting"', b'{"type":"parked"'))
+    return 0.0 if is_resting else max(0.0, time.time() - seen.st_mtime)
 
 
 def tokens_of(usage: Record) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import faultlab
 import pytest
-from agentlab import HAIKU, KEY, Record, Scene, bash, scene_of
+from agentlab import HAIKU, KEY, Record, Scene, bash, call, scene_of
 
 from agentd.agents import builtin
 from agentd.budget import cost_of, tokens_of
@@ -92,3 +92,20 @@ def test_a_job_three_levels_deep_may_not_delegate(scene: Scene, home: Path) -> N
     deepest = max(job["id"] for job in scene.client.jobs(all=True))
     (refused,) = [record["content"] for record in scene.records(deepest) if record["type"] == "result"]
     assert "it is 3 levels deep, and deeper is not allowed" in refused and "code 75" in refused
+
+
+def test_an_agent_is_idle_when_nothing_comes_of_it(scene: Scene) -> None:
+    ask = call("ask", question="Go on?")
+    busy = [{"calls": [bash("sleep 0.4")]}] * 15
+    scene.serve({"scripts": [
+        {"task": "Work.", "turns": [*busy, {"calls": [ask]}, {"say": "Done."}]},
+        {"task": "Wait.", "turns": [{"say": "too late", "delay": 1000}]},
+    ]})  # fmt: skip
+    works, waits = (scene.delegate(words, idle_timeout=5.0) for words in ("Work.", "Wait."))
+    job = scene.wait(waits)
+    assert (job["outcome"], job["reason"], job["wait_code"]) == ("timed_out", "idle_timeout", 124)
+    asked = scene.wait(works, "waiting")["waiting_since"]
+    scene.wait(int(scene.shell.job("sleep", "6")))  # longer than the limit
+    assert scene.client.job(works)["job"]["waiting_since"] == asked
+    scene.client.answer(works, "yes")
+    assert scene.wait(works)["outcome"] == "succeeded"
