@@ -49,10 +49,10 @@ class Task:
     def kill(self, kinds: tuple[str, ...], after: float) -> bool:
         """Once it is at work again, so many seconds later; False if it has come too far by then."""
         self.scene.daemon()  # whoever asks has a dead one replaced
-        faultlab.until(lambda: self.scene.runner(self.id) is not None, 60)
+        faultlab.until(lambda: self.scene.runner(self.id) is not None, 60, self.state)
         if len(self.killed) % PATIENCE == PATIENCE - 1:
             seen = self.answers()
-            faultlab.until(lambda: self.answers() > seen, 60)
+            faultlab.until(lambda: self.answers() > seen, 60, self.state)
         threading.Event().wait(after)
         if self.answers() > TURNS - 2:
             return False  # so that each kill that is counted hits something that is at work
@@ -60,6 +60,9 @@ class Task:
         hit = self.scene.kill(*(victims[kind] for kind in kinds))
         self.killed.append(tuple(kind for kind, is_hit in zip(kinds, hit, strict=True) if is_hit))
         return True
+
+    def state(self) -> str:
+        return f"killed {self.killed}; {self.ends()}; {self.scene.client.job(self.id)['job']}"
 
     def answers(self) -> int:
         return sum(record["type"] == "assistant" for record in self.scene.records(self.id))
@@ -69,7 +72,7 @@ class Task:
         return job["state"] == "done" and job["again_at"] is None
 
     def check(self) -> None:
-        faultlab.until(self.is_over, 120, lambda: str(self.scene.client.job(self.id)["job"]))
+        faultlab.until(self.is_over, 120, self.state)
         faults = [f"task {self.id}, killed {self.killed}: {fault}" for fault in self.faults()]
         if faults:
             raise Violation("\n".join(faults))
