@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from agentd import __version__, claimfile, jobdir, paths, process
+from agentd.core.credentials import is_secret
 from agentd.core.errors import EXIT_ANOTHER, EXIT_NOT_NOW, AgentdError, Fault, NotNow, Refused, Usage
 
 PROTOCOL = 1
@@ -347,7 +348,7 @@ class Client:
             raise Usage(f"cannot send the request: {error}", "bad_request") from None
         if len(data) - 1 > MAX_MESSAGE:
             what = f"cannot send the request: message larger than {MAX_MESSAGE} bytes"
-            raise Usage(f"{what}; shorten the command, the task or the environment", "bad_request")
+            raise Usage(f"{what}; shorten the text, the command or the environment", "bad_request")
         try:
             link.sendall(data)
         except OSError:
@@ -461,7 +462,9 @@ def start_daemon(state_dir: str) -> bool:
     ready, theirs = os.pipe()
     said_before = os.fstat(log).st_size
     command = [sys.executable, "-P", "-m", "agentd.daemon", state_dir, str(theirs)]
-    environment = {n: v for n, v in os.environ.items() if n not in ("AGENTD_JOB", "AGENTD_NONCE", "AGENTD_SOCKET")}
+    # Not its starter's secrets: each job brings its own, and /proc shows an environment as long as its process lives.
+    of_a_job = ("AGENTD_JOB", "AGENTD_NONCE", "AGENTD_SOCKET")
+    environment = {n: v for n, v in os.environ.items() if n not in of_a_job and not is_secret(n)}
     environment["PYTHONUTF8"] = "1"  # to it and its zygotes words are bytes, whatever our character set
     try:
         child = subprocess.Popen(

@@ -30,7 +30,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agentd import jobdir, launch, output, process
-from agentd.budget import Spending
+from agentd.budget import Spending, silent_for
 from agentd.jobdir import Record
 
 HELD = 3  # exit code: somebody else keeps this attempt
@@ -297,17 +297,24 @@ class Keeper:
         self.give_order({"reason": "timed_out", "limit": "timeout", "seconds": self.spec["timeout"]})
 
     def on_timer_idle(self) -> None:
+        self.see_transcript()
         quiet_until = self.last_output + self.spec["idle_timeout"]
         if quiet_until > process.boottime():
             self.timers["idle"] = quiet_until
             return
         self.give_order({"reason": "timed_out", "limit": "idle_timeout", "seconds": self.spec["idle_timeout"]})
 
+    def see_transcript(self) -> None:
+        """An agent with a runner works without a word on its standard streams."""
+        self.last_output = max(self.last_output, process.boottime() - silent_for(self.spending.path))
+
     def note_stopped(self, is_stopped: bool) -> None:
         now = process.boottime()
         since: float | None = self.agent["stopped"]
         if is_stopped == (since is not None):
             return
+        if is_stopped:
+            self.see_transcript()
         self.agent["stopped"] = now if is_stopped else None
         if since is not None:
             self.agent["paused"] += now - since
@@ -849,7 +856,7 @@ class Keeper:
             self.answer(fd, {"ok": True})
             self.pump_input()
         elif "turn" in request:
-            self.answer(fd, self.permit())
+            self.answer(fd, self.permit(int(request["turn"])))
             self.nudge("transcript")
         elif "news" in request:
             self.nudge("transcript")
@@ -865,10 +872,10 @@ class Keeper:
             self.note_stopped(number == signal.SIGSTOP)  # an adopter is not told by the kernel
         return sent
 
-    def permit(self) -> Record:
-        """May the runner make its next request?"""
+    def permit(self, turn: int) -> Record:
+        """May the runner make its next request, for the turn of that number?"""
         self.spending.look()
-        limit = self.spending.exceeded()
+        limit = self.spending.exceeded(turn)
         if limit is None:
             return {"go": True, "warn": self.spending.warning()}
         if self.order is None:

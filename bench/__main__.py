@@ -8,7 +8,7 @@ import time
 import traceback
 from pathlib import Path
 
-from . import agents, delegate, latency, locks, peers, report, scale, start, throughput, worktrees
+from . import agents, crowd, delegate, latency, locks, peers, report, scale, start, throughput, worktrees
 from .lab import Lab
 
 # Its order is the report's. To add a measurement: write the module, add the line.
@@ -22,6 +22,7 @@ MEASUREMENTS = {
     "scale": scale.measure,
     "peers": peers.measure,
     "agents": agents.measure,
+    "crowd": crowd.measure,
 }
 
 
