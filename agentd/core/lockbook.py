@@ -1,4 +1,4 @@
-"""What is held and what waits, and every question about it. Only :class:`agentd.core.locks.Table` changes it.
+"""What is held and what waits, and every question about it. Who changes it is told in :mod:`agentd.core.locks`.
 
 Whoever waits *watches* one thing it waits for, a claim or a request before it, and is looked at again only when that
 is gone. So a release costs what it lets go, however many wait.
