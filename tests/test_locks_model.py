@@ -213,7 +213,7 @@ def _release_all(table: Table, holder: Holder, at: float) -> tuple[LockFact, ...
 def test_the_table_does_what_the_model_says() -> None:
     LockTable.steps, LockTable.told = 0, Counter()
     sizes = settings(
-        max_examples=3000 if IS_LONG else 60,
+        max_examples=3000 if IS_LONG else 120,
         stateful_step_count=50 if IS_LONG else 30,
         phases=[Phase.explicit, Phase.reuse, Phase.generate] if IS_LONG else list(Phase),
         suppress_health_check=list(HealthCheck),
