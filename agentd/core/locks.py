@@ -66,7 +66,6 @@ class Table(Flow):
             table._put(claim)
         for request in sorted(requests, key=lambda request: request.ticket):
             table._enqueue(request)
-        for request in table._requests.values():
             table._watch(request)
         table.last_token, table.last_ticket = last_token, last_ticket
         return table
