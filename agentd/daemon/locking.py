@@ -40,7 +40,8 @@ from agentd.core.claims import (
 from agentd.core.errors import EXIT_DEADLOCK, AgentdError, NotNow, Refused
 from agentd.core.job import Done, InPlace, Job, Kept, Worktree
 from agentd.core.job import Queued as Queued_
-from agentd.core.locks import Facts, Table
+from agentd.core.lockflow import Facts
+from agentd.core.locks import Table
 from agentd.core.machine import Notice
 from agentd.daemon.engine import Engine
 from agentd.store import Change, Locks
