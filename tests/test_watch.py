@@ -5,12 +5,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import faultlab
 import gitrepo
 import pytest
-from watchlab import Lab, Tree, trees
+from watchlab import Lab, Tree, many_files, trees
 
 from agentd import process
 from agentd.watch import wire
@@ -376,3 +377,57 @@ def test_a_daemon_that_does_not_read_gets_all_later(tree: Tree) -> None:
         tree.sh("echo x > far/last")
         assert lab.told(tree) == tree.differing()
         shutil.rmtree(tree.path / "far")
+
+
+# --- at length ----------------------------------------------------------------------------------------------------
+
+WORK = """
+for n in $(seq 60); do
+    d=$((RANDOM % 8))/$((RANDOM % 8))/$((RANDOM % 8)); mkdir -p w/$d node_modules/$d v/node_modules/$d
+    echo $n > w/$d/new-$n; echo $n > node_modules/$d/$n; echo $n > v/node_modules/$d/$n; echo $n > $n.db
+    f=$(find many -type f 2>/dev/null | shuf -n 1)
+    case $((RANDOM % 6)) in
+        0) echo $n >> "$f" ;;
+        1) rm "$f" ;;
+        2) mv "$f" w/$d/moved-$n ;;
+        3) cp "$f" aside && mv aside "$f" && chmod +x "$f" ;;
+        4) mv w/$((RANDOM % 8)) w/$d-$n ;;
+        5) rm -rf w/$((RANDOM % 8)) ;;
+    esac 2>/dev/null || true
+done
+git add -A w && git commit -qm "$1" && git checkout -q HEAD~1 && git checkout -q - && git rm -rq --cached w
+"""
+
+
+@needs_inotify
+@pytest.mark.timeout(1500)
+def test_nothing_is_missed_in_many_worktrees_at_once(tmp_path: Path) -> None:
+    """Generated work in all of them at the same time, compared with what the user's own git says, and with a scan."""
+    count, small, large = (20, 5000, 50_000) if faultlab.is_long else (3, 100, 600)
+    by_key = {str(t.plan.job): t for t in trees(many_files(tmp_path / "small", small), tmp_path / "places", count)}
+    by_key["large"] = Tree(many_files(tmp_path / "large", large), tmp_path / "large-place")
+    with Lab() as lab:
+        for key, tree in by_key.items():
+            lab.watch(tree, key, is_awaited=False)
+        lab.until(lambda: len(lab.ready) == len(by_key), patience=300)
+        took, memory, watches = time.monotonic() - lab.began, lab.memory() >> 20, lab.watches()
+        print(f"{count} worktrees of {small:,} files and one of {large:,}: all watched {took:.2f} s after the start of")
+        print(
+            f"the process, with {watches:,} watches, {memory} MiB and {lab.cpu():.2f} s of CPU, those of git included"
+        )
+        lab.quiet(0.5)
+        seconds = 10.0 if faultlab.is_long else 1.0
+        at_rest = lab.quiet(seconds)
+        print(f"at rest: {at_rest} ticks of CPU in {seconds:g} s")
+        assert at_rest == 0
+        works = [subprocess.Popen(["bash", "-c", WORK, "sh", key], cwd=by_key[key].path) for key in by_key]
+        assert [work.wait() for work in works] == [0] * len(works)
+        for key, tree in by_key.items():
+            told, differing = lab.told(tree, key), tree.differing()
+            assert differing <= told, (key, sorted(differing - told)[:5])
+            assert not {path for path in told if "node_modules" in path or path.endswith(".db")}
+            scanned = {path for path in lab.rescan(key) if not path.startswith("mark-")}
+            assert scanned == differing
+        told = sum(map(len, lab.wrote.values()))
+        print(f"{told:,} names told of the work; {lab.memory() >> 20} MiB after it; no mode but inotify")
+        assert {mode.how for modes in lab.modes.values() for mode in modes} == {"inotify"}
