@@ -1,5 +1,6 @@
 """The worktree watcher by itself, at the other end of its socket: every write is seen, and nothing else is done."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -15,6 +16,8 @@ from watchlab import Lab, Tree, many_files, trees
 
 from agentd import process
 from agentd.watch import wire
+from agentd.watch.folders import Folders
+from agentd.watch.kernel import Kernel
 
 
 @pytest.fixture
@@ -198,6 +201,23 @@ def test_no_link_leads_out(tree: Tree, tmp_path: Path) -> None:
         assert lab.watches() == watched
 
 
+@needs_inotify
+def test_a_folder_is_opened_by_no_way_through_a_link(tree: Tree, tmp_path: Path) -> None:
+    """Whatever an event says: a folder above it may be a link by now."""
+    (tmp_path / "outside" / "deep").mkdir(parents=True)
+    tree.sh(f"ln -s {tmp_path}/outside link; mkdir -p inside/deep")
+
+    async def watch(path: str) -> bool:
+        folders = Folders(str(tree.path), Kernel(), asyncio.Event())
+        try:
+            return folders.watch(path) is not None
+        finally:
+            folders.close()
+
+    seen = {path: asyncio.run(watch(path)) for path in ("inside/deep", "inside", "link", "link/deep", "src/f0.txt")}
+    assert [path for path, is_watched in seen.items() if is_watched] == ["inside/deep", "inside"]
+
+
 def test_a_pipe_in_place_of_rules_does_not_hold_it_up(tree: Tree) -> None:
     """git would wait there for ever. Another worktree is served meanwhile, and this one again when it is gone."""
     other = Tree(tree.plan.repo.top or "", tree.path.parent.parent, 8)
@@ -261,6 +281,24 @@ def test_let_go_of_it_tells_the_rest_first_and_is_out_of_it_then(tree: Tree) -> 
         assert lab.wrote == {"1": ["last"], "3": ["last", "unseen"]}
 
 
+def test_nothing_is_touched_that_is_watched(tree: Tree) -> None:
+    """Not the index either, which git would like to refresh."""
+    tree.sh("touch -d @1 src/*; echo x > new; mkdir node_modules; echo x > node_modules/x")
+
+    def marks() -> dict[str, tuple[int, int, int]]:
+        tops = (tree.path, Path(tree.plan.repo.common))
+        paths = [path for top in tops for path in (top, *top.rglob("*"))]
+        return {str(p): (s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for p in paths for s in [p.lstat()]}
+
+    before = marks()
+    with Lab() as lab:
+        lab.watch(tree)
+        assert lab.rescan() == {"new"}
+        lab.order(wire.Unwatch("1"))
+        lab.until(lambda: "1" in lab.gone)
+    assert marks() == before
+
+
 # --- the limits of the kernel -------------------------------------------------------------------------------------
 
 
@@ -287,8 +325,9 @@ def test_out_of_watches_it_asks_git_and_says_so(tree: Tree, limits: dict[str, in
         assert lab.modes["2"][-1].how == ("inotify" if "max_inotify_watches" in limits else "polling")
         tree.sh("mkdir -p a/b; echo x > a/b/c; rm src/f0.txt; echo y > d/1/file; git add a; git commit -qm a")
         lab.until(lambda: {"a/b/c", "src/f0.txt"} <= set(lab.wrote["1"]) and lab.wrote["1"].count("d/1/file") == 2)
-        (small.path / "new").write_text("x")
-        lab.until(lambda: "new" in lab.wrote["2"])
+        small.sh("mkdir -p $(seq 20); echo x > 19/new")
+        lab.until(lambda: "19/new" in lab.wrote["2"])
+        assert lab.modes["2"][-1].how == "polling"
         (name,) = limits
         enter = ["nsenter", "--user", "--preserve-credentials", "--target", str(lab.process.pid)]
         subprocess.run([*enter, "/bin/sh", "-c", f"echo 5000 > /proc/sys/user/{name}"], check=True)
@@ -365,8 +404,7 @@ def test_it_is_named_and_survives_the_terminal(tree: Tree) -> None:
         lab.rescan()
 
 
-def test_a_daemon_that_does_not_read_gets_all_later(tree: Tree) -> None:
-    """While nobody reads, the watcher must not grow; what it could not tell becomes a look."""
+def test_a_daemon_that_does_not_read_for_a_while_gets_all_later(tree: Tree) -> None:
     with Lab() as lab:
         lab.watch(tree)
         lab.link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -245,7 +245,7 @@ class Daemon:
 
     def on_mode(self, job_id: int, how: str, why: str) -> None:
         if how != "inotify":
-            say(f"job {job_id}: its worktree is watched by {how}: {why}")
+            say(f"job {job_id}: the watch over its worktree is {how}: {why}")
 
     def on_trouble(self, job: Job, effect: Effect, error: BaseException) -> None:
         """An effect failed in a way nobody foresaw: it is told, and stays owed for the next start."""

@@ -88,6 +88,7 @@ class Watching:
         self.watched[id] = order_for(self.state_dir, job)
         if self.task is None or self.task.done():
             self.task = self.loop.create_task(self._serve_while_needed())
+            self.task.add_done_callback(self._on_end)
         else:
             self._order(self.watched[id])
 
@@ -110,6 +111,11 @@ class Watching:
             if self.watched:
                 pause = 0.0 if time.monotonic() - began > LONG_LIFE_S else min(MAX_PAUSE_S, pause * 2 + 0.1)
                 await asyncio.sleep(pause)
+
+    def _on_end(self, task: "asyncio.Task[None]") -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.loop.call_exception_handler({"message": "the worktree watcher's line broke", "exception": error})
 
     async def _serve(self) -> None:
         """From the start of one watcher to its end: because nobody needs it any more, or by itself."""
