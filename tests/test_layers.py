@@ -30,6 +30,8 @@ RINGS: dict[str, set[str]] = {
     "jobdir": {"core", "process", "paths", "files"},
     "agents": {"core", "process", "paths", "files"},
     "claimfile": {"jobdir", "process", "files"},
+    # a process of its own; knows worktrees, and nothing of jobs
+    "watch": {"core", "git", "process", "paths", "files"},
     # a script in place of a model, for tests and demonstrations: it must not know whom it serves
     "scripted": set(),
     # small processes that outlive the daemon; a zygote forks keepers, and loads runners by the dotted name
@@ -46,7 +48,7 @@ RINGS: dict[str, set[str]] = {
     "runners": {"core", "protocol", "jobdir", "client", "process", "paths", "files"},
     "daemon": {
         *{"core", "protocol", "store", "git", "jobdir", "claimfile", "agents", "config", "process", "paths", "files"},
-        *{"keeper", "zygote", "runners", "budget"},
+        *{"keeper", "zygote", "runners", "budget", "watch"},
     },
     # what the user and the main agent touch; none of it ever meets the daemon
     "cli": {"client", "claimfile", "follow", "core", "protocol", "config", "process", "paths", "files", "budget"},

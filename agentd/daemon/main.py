@@ -29,8 +29,9 @@ from agentd.daemon.nudges import Nudges
 from agentd.daemon.perform import Performer
 from agentd.daemon.server import Server
 from agentd.daemon.views import iso
+from agentd.daemon.watching import Watching
 from agentd.daemon.zygotes import Zygotes
-from agentd.store import Change
+from agentd.store import Change, Entry
 
 REMOTE = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afs", "ceph")
 HOUSEKEEPING_S = 86400.0
@@ -104,9 +105,7 @@ class Daemon:
             say(f"epoch {rebuild.rebuild(self.state_dir, path)} begins")
         self.feed = Feed()
         self.performer = Performer(self.state_dir, self.settings)
-        self.engine = Engine(
-            path, self.settings.limits.running, self.feed.publish, self.performer.perform, self.on_trouble
-        )
+        self.engine = Engine(path, self.settings.limits.running, self.publish, self.performer.perform, self.on_trouble)
         self.feed.engine = self.performer.engine = self.engine
         self.feed.load(self.engine.load(), self.engine.store.seq)
         self.zygotes = {
@@ -128,6 +127,8 @@ class Daemon:
             self.facts(),
         )
         self.server = Server(methods.handle, self.feed)
+        self.watching = Watching(self.state_dir, self.engine.jobs.live.get, self.on_wrote, self.on_mode)
+        self.performer.stop_watching = self.watching.let_go
         self.performer.listen_for = self.listen_for
         self.performer.stop_listening_for = self.stop_listening_for
         self.remove_unanswered()
@@ -215,6 +216,7 @@ class Daemon:
                 await self.engine.apply(job.id, on.SecretsLost(time.time(), job.secrets))
                 continue
             self.engine.carry_out(job, owed(job))
+            self.watching.consider(job)
 
     def remove_unanswered(self) -> None:
         """Folders of jobs whose id was never answered: their daemon died before the commit. Before the socket is there:
@@ -236,6 +238,19 @@ class Daemon:
                 self.engine.spawn(self.performer.share_secrets(job))
             if agents.zygote_of(job.agent) == kind and isinstance(job.state, Starting | Running | Stopped | Stopping):
                 self.engine.carry_out(job, owed(job))
+
+    def publish(self, entries: list[Entry]) -> None:
+        self.feed.publish(entries)
+        for entry in entries:
+            if entry.job in self.engine.jobs:
+                self.watching.consider(self.engine.jobs[entry.job])
+
+    def on_wrote(self, job_id: int, paths: tuple[str, ...]) -> None:
+        """These files of its worktree differ from the base, or something happened to them just now."""
+
+    def on_mode(self, job_id: int, how: str, why: str) -> None:
+        if how != "inotify":
+            say(f"job {job_id}: the watch over its worktree is {how}: {why}")
 
     def on_trouble(self, job: Job, effect: Effect, error: BaseException) -> None:
         """An effect failed in a way nobody foresaw: it is told, and stays owed for the next start."""
@@ -278,6 +293,7 @@ class Daemon:
             await asyncio.wait_for(self.performer.let_go_of_strangers(), LAST_WORDS_S)
         for zygotes in self.zygotes.values():
             zygotes.close()
+        self.watching.close()
         if self.performer.cgroup and not self.engine.jobs.live:
             process.cgroup_remove(self.performer.cgroup)
         for task in self.engine.tasks:
