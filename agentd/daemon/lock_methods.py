@@ -1,6 +1,7 @@
 """The methods of the protocol that are about locks."""
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 from agentd import protocol
 from agentd.core import events as on
+from agentd.core import lock_advice
 from agentd.core import lock_texts as texts
 from agentd.core.claims import APPEND, EXCLUSIVE, MODES, SHARED, Claim, Holder, Mode, Name, Want
 from agentd.core.errors import Refused, Usage
@@ -17,8 +19,8 @@ from agentd.core.names import escaped
 from agentd.daemon import lock_names
 from agentd.daemon.engine import Engine
 from agentd.daemon.lock_names import Where
-from agentd.daemon.locking import Locking, claim_view
-from agentd.daemon.perform import Performer
+from agentd.daemon.locking import Locking, claim_view, is_blocking
+from agentd.daemon.perform import Performer, plan_of
 from agentd.daemon.server import Connection
 from agentd.daemon.views import event_view, iso
 from agentd.git import repository, tracked
@@ -71,6 +73,44 @@ class LockMethods:
             ],
             "is_new": granted.is_new,
             "beside": [{"name": str(one.name), "holder": texts.who(one.holder)} for one in granted.beside],
+        }
+
+    async def do_lock_check(self, connection: Connection, ask: protocol.CheckLock) -> dict[str, Any]:
+        """What stands in the way of writes. A path that is none, or is outside, is nobody's."""
+        job = self.job_of(connection)
+        holder, where = self.holder_asking(connection, ask.owner), await self.place_for_writes(ask.cwd, job)
+        blocked = []
+        for path in ask.paths:
+            with contextlib.suppress(Usage):
+                claim = self.locking.stands_before(holder, lock_names.written(path, where))
+                if claim is not None:
+                    blocked.append(self.blocked_view(path, claim, holder))
+        return {"blocked": blocked}
+
+    async def place_for_writes(self, cwd: str, job: Job | None) -> Where:
+        """As :meth:`where`; of a job's own worktree it is known without asking git."""
+        if job is not None and isinstance(job.place, Worktree):
+            top, here = os.path.realpath(job.place.path), os.path.realpath(cwd)
+            if (here + "/").startswith(top + "/"):
+                common = plan_of(job).repo.common
+                folds = await self.performer.in_prompt_thread(repository.folds_case, common)
+                return Where(here, repository.Place(common, top, here[len(top) + 1 :], folds), True)
+        return await self.where(cwd, job)
+
+    def blocked_view(self, path: str, claim: Claim, asker: Holder) -> dict[str, Any]:
+        now = self.locking.now()
+        _, queue = self.locking.table.why(claim.name)
+        others = [one for one in queue if one.holder.id != asker.id]
+        mine = [one.ticket for one in queue if one.holder.id == asker.id]
+        before = [one for one in others if not mine or one.ticket < min(mine)]
+        at = time.strftime("%H:%M", time.localtime(claim.since))
+        return {
+            "path": path,
+            **claim_view(claim),
+            "holder": self.holder_view(claim.holder),
+            "since": iso(claim.since),
+            "waiting": len(others),
+            "text": lock_advice.locked(path, claim, len(others), len(before), at, now),
         }
 
     async def claims_asked(self, ask: protocol.Delegate, parent: Job | None) -> tuple[Want, ...]:
@@ -287,7 +327,3 @@ class LockMethods:
             await self.tell_runner(job, "message", text)
 
     tell_runner: Callable[..., Any]
-
-
-def is_blocking(claim: Claim) -> bool:
-    return not claim.is_automatic and not claim.is_contested

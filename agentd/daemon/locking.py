@@ -9,23 +9,28 @@ import asyncio
 import contextlib
 import functools
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any
 
-from agentd import claimfile, config, jobdir, process
+from agentd import claimfile, config, jobdir, paths, process
 from agentd.core import events as on
 from agentd.core import lock_texts as texts
 from agentd.core.claims import (
+    APPEND,
+    EXCLUSIVE,
     MODES,
     Answer,
     Broken,
     Busy,
+    Claim,
     Contested,
     Deadlock,
     Granted,
     Holder,
     LockFact,
+    Mode,
     Name,
     Noted,
     Pended,
@@ -40,6 +45,8 @@ from agentd.core.claims import (
 from agentd.core.errors import EXIT_DEADLOCK, AgentdError, NotNow, Refused
 from agentd.core.job import Done, InPlace, Job, Kept, Worktree
 from agentd.core.job import Queued as Queued_
+from agentd.core.lock_policy import Policy, policy_of
+from agentd.core.lockbook import clash
 from agentd.core.locks import Facts, Table
 from agentd.core.machine import Notice
 from agentd.daemon.engine import Engine
@@ -62,6 +69,10 @@ class Locking:
             saved.tickets,
             settings.locks.pools,
         )
+        self.settings = settings
+        self.claimed = {claim.key for claim in self.table.claims() if is_barrier(claim)}
+        """Paths and files that somebody keeps others from."""
+        self.mark()
         self.waiters: dict[int, asyncio.Future[Granted | None]] = {}
         """Who is connected and waits, by ticket. None: the request is gone."""
         self.keys: dict[str, str] = {}
@@ -154,6 +165,36 @@ class Locking:
     async def tell(self, *notices: Notice) -> None:
         await self.engine.commit(Change(time.time(), notices=notices, must=True))
 
+    # --- what a writer meets --------------------------------------------------------------------------------
+
+    def stands_before(self, writer: Holder, names: Iterable[Name]) -> Claim | None:
+        """The first claim of somebody else that a write there goes against."""
+        for name in names:
+            mode = self.mode_of_write(name)
+            for claim in self.table.who(name):
+                if is_blocking(claim) and claim.holder.id != writer.id and clash(claim.mode, mode):
+                    return claim
+        return None
+
+    def policy_of(self, name: Name) -> Policy:
+        return policy_of(name.text, self.settings.locks.policy) if name.kind == "path" else "warn"
+
+    def mode_of_write(self, name: Name) -> Mode:
+        return APPEND if self.policy_of(name) == "share" else EXCLUSIVE
+
+    def mark(self) -> None:
+        """While nobody claims a path or a file, writers and commits need not ask: they see it by this mark."""
+        path, is_marked = paths.claimed_mark(self.state_dir), bool(self.claimed)
+        try:
+            if is_marked:
+                os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            elif os.path.exists(path):
+                os.unlink(path)
+        except OSError as error:  # then they ask too often, or are sent back by the merge only
+            print(f"agentd: cannot write {path}: {error.strerror}", file=sys.stderr, flush=True)
+        self.is_marked = is_marked
+
     # --- saving and telling ---------------------------------------------------------------------------------
 
     async def save(self, facts: Facts, must: bool = True) -> None:
@@ -164,6 +205,13 @@ class Locking:
         told = tuple(notice for fact in facts for notice in self.notices(fact))
         locks = Locks(found.claims, found.requests, self.table.last_token, self.table.last_ticket)
         await self.engine.commit(Change(time.time(), notices=told, locks=locks, must=must))
+        for key, claim in found.claims.items():
+            if claim is not None and is_barrier(claim):
+                self.claimed.add(key)
+            else:
+                self.claimed.discard(key)
+        if self.is_marked != bool(self.claimed):
+            self.mark()
         for fact in facts:
             self.wake(fact)
         self.set_expiry()
@@ -492,6 +540,14 @@ class Locking:
         for job in self.engine.jobs.live.values():
             if job.claims and isinstance(job.state, Queued_):
                 self.engine.held_back.add(job.id)
+
+
+def is_blocking(claim: Claim) -> bool:
+    return not claim.is_automatic and not claim.is_contested
+
+
+def is_barrier(claim: Claim) -> bool:
+    return is_blocking(claim) and claim.name.kind in ("path", "file")
 
 
 # --- small things -------------------------------------------------------------------------------------------

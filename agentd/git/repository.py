@@ -76,11 +76,11 @@ def find(cwd: str) -> Place | None:
             return None
         raise _refusal(failure, cwd, None) from None
     real = _real(cwd, common)
-    return Place(real, os.path.realpath(top), prefix.rstrip("/"), _folds_case(real))
+    return Place(real, os.path.realpath(top), prefix.rstrip("/"), folds_case(real))
 
 
 @functools.lru_cache(maxsize=256)
-def _folds_case(common: str) -> bool:
+def folds_case(common: str) -> bool:
     asked = ["config", "--type=bool", "--get", "core.ignorecase"]
     return git(asked, at=Repo(common, None, common), ok=(0, 1)).strip() == "true"
 
