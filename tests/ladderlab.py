@@ -1,4 +1,4 @@
-"""Several agents at work in worktrees of one repository, for the tests of what keeps them from trampling on each other."""
+"""Agents at work in worktrees of one repository, for the tests of what keeps them from trampling on each other."""
 
 import json
 import threading

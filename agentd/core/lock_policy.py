@@ -37,7 +37,7 @@ DEFAULTS: dict[str, Policy] = {
 def policy_of(path: str, configured: Mapping[str, Policy], fold: bool = False) -> Policy:
     """Of a path from the top of its repository, in its normal spelling; of the patterns that fit the last one counts,
     and what is configured goes before the defaults. ``fold``: the volume ignores case."""
-    for pattern, policy in (*reversed(configured.items()), *DEFAULTS.items()):
+    for pattern, policy in (*reversed([*configured.items()]), *DEFAULTS.items()):
         if patterns.matches(_normal(pattern, fold), path):
             return policy
     return "warn"

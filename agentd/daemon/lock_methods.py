@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agentd import protocol
+from agentd import config, protocol
 from agentd.core import events as on
 from agentd.core import lock_advice
 from agentd.core import lock_texts as texts
@@ -23,6 +23,7 @@ from agentd.daemon.locking import Locking, claim_view, is_blocking
 from agentd.daemon.perform import Performer, plan_of
 from agentd.daemon.server import Connection
 from agentd.daemon.views import event_view, iso
+from agentd.daemon.watching import is_at_work
 from agentd.git import repository, tracked
 from agentd.store import Entry
 
@@ -32,6 +33,7 @@ WIDE = 0.5
 
 
 class LockMethods:
+    settings: config.Config
     engine: Engine
     locking: Locking
     performer: Performer
@@ -242,11 +244,17 @@ class LockMethods:
             return ["agentd"]
         if not is_blocking(claim):
             return ["watch"] if self.is_watched(claim) else []
-        found = ["merge", "tools"]
+        found = ["merge", "tools", *(["commit"] if self.settings.locks.commit_guard else [])]
         return [*found, "watch"] if self.is_watched(claim) else found
 
     def is_watched(self, claim: Claim) -> bool:
-        return False
+        """Somebody is at work in its repository, and everybody who is, is seen."""
+        at_work = [job for job in self.engine.jobs.live.values() if is_at_work(job)]
+        seen = [self.is_seen(job) for job in at_work if plan_of(job).repo.common == claim.name.scope]
+        return bool(seen) and all(seen)
+
+    is_seen: Callable[[Job], bool]
+    """The watcher tells of what it writes."""
 
     async def do_lock_explain(self, connection: Connection, ask: protocol.ExplainLock) -> dict[str, Any]:
         name = lock_names.names(ask.name, await self.where(ask.cwd, self.job_of(connection)))[0]
@@ -324,6 +332,6 @@ class LockMethods:
             await self.engine.apply(job.id, on.KillAsked(time.time(), "lock break", ladder(None, None)))
         elif job.progress is not None:
             text = texts.lost(claims, ask.reason, self.locking.now())
-            await self.tell_runner(job, "message", text)
+            await self.tell_runner(job, "notice", text)
 
     tell_runner: Callable[..., Any]

@@ -45,7 +45,7 @@ from agentd.core.claims import (
 from agentd.core.errors import EXIT_DEADLOCK, AgentdError, NotNow, Refused
 from agentd.core.job import Done, InPlace, Job, Kept, Worktree
 from agentd.core.job import Queued as Queued_
-from agentd.core.lock_policy import Policy, policy_of
+from agentd.core.lock_policy import ONE_WRITER, Policy, policy_of
 from agentd.core.lockbook import clash
 from agentd.core.locks import Facts, Table
 from agentd.core.machine import Notice
@@ -55,6 +55,8 @@ from agentd.store import Change, Locks
 SESSION_S = 1800.0
 """A person's claim where no process leads their session: so long after they last asked for something."""
 STARVED_S = 1800.0
+MOST_SEEN = 1000
+"""Claims of one job by writes that were seen. What it writes beyond is claimed only where it meets somebody else's."""
 
 
 class Locking:
@@ -130,6 +132,15 @@ class Locking:
         if facts:
             self.engine.spawn(self.save(facts))
 
+    def expect(self, ticket: int) -> None:
+        """Somebody will wait for it in a moment: what is answered until then is kept."""
+        self.waiters.setdefault(ticket, asyncio.get_running_loop().create_future())
+
+    def stop_expecting(self, ticket: int) -> None:
+        waiter = self.waiters.pop(ticket, None)
+        if waiter is not None:
+            waiter.cancel()
+
     async def wait_for(self, queued: Queued, wait: float | None) -> Answer:
         ticket = queued.request.ticket
         waiter = self.waiters.setdefault(ticket, asyncio.get_running_loop().create_future())
@@ -181,6 +192,29 @@ class Locking:
 
     def mode_of_write(self, name: Name) -> Mode:
         return APPEND if self.policy_of(name) == "share" else EXCLUSIVE
+
+    def wrote(self, writer: Holder, names: Iterable[Name]) -> Facts:
+        """It was seen to write there. What nobody else has is claimed for it, where there is to be one writer against
+        all others; what somebody has is contested."""
+        facts: list[LockFact] = []
+        room = MOST_SEEN - len(self.table.claims(writer))
+        for name in names:
+            if self.policy_of(name) in ONE_WRITER:
+                answer, told = self.table.ask(writer, [Want(name)], self.now(), "it wrote there", wait=False)
+                facts += told
+                if isinstance(answer, Granted):
+                    continue
+            if room > 0 or any(claim.holder.id != writer.id for claim in self.table.who(name)):
+                told = self.table.note(writer, [name], self.now(), self.mode_of_write(name))
+                facts += told
+                room -= len(told)
+        return tuple(facts)
+
+    async def after_its_end(self, id: int) -> None:
+        """What was told of a job late, when it had ended: its claims are as if it had been told before."""
+        job = self.engine.jobs[id]
+        if job.is_done and id not in self.helpers:
+            await self.drop_job(job)
 
     def mark(self) -> None:
         """While nobody claims a path or a file, writers and commits need not ask: they see it by this mark."""
@@ -575,13 +609,13 @@ def has_work(job: Job) -> bool:
     return not job.place.is_gone and not (isinstance(stat, dict) and not stat.get("files"))
 
 
-def claim_view(claim: Any) -> dict[str, object]:
+def claim_view(claim: Claim) -> dict[str, object]:
     return {
         "name": str(claim.name),
         "repo": claim.name.scope,
         "mode": MODES[claim.mode],
         "token": claim.token,
-        "state": claim.state,
+        "state": "contested" if claim.is_contested else claim.state,
         "reason": claim.reason,
     }
 

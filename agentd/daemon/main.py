@@ -116,7 +116,7 @@ class Daemon:
         self.performer.start_again = functools.partial(restarts.restart_when_due, self.engine, self.performer)
         self.locking = Locking(self.state_dir, self.settings, self.engine)
         self.locking.hold_back_queued()
-        methods = Methods(
+        self.methods = methods = Methods(
             self.state_dir,
             self.settings,
             self.engine,
@@ -128,7 +128,9 @@ class Daemon:
         )
         self.server = Server(methods.handle, self.feed)
         self.watching = Watching(self.state_dir, self.engine.jobs.live.get, self.on_wrote, self.on_mode)
-        self.performer.stop_watching = self.watching.let_go
+        self.modes: dict[int, str] = {}
+        self.performer.stop_watching = self.leave_worktree
+        methods.is_seen = self.is_seen
         self.performer.listen_for = self.listen_for
         self.performer.stop_listening_for = self.stop_listening_for
         self.remove_unanswered()
@@ -143,6 +145,7 @@ class Daemon:
             await self.performer.let_go_of_strangers()
             await self.recover()
             await self.locking.recover()
+            methods.pausing.recover()
             self.engine.reschedule()
             self.say_ready()
             self.engine.spawn(methods.merging.recover())
@@ -244,11 +247,23 @@ class Daemon:
         for entry in entries:
             if entry.job in self.engine.jobs:
                 self.watching.consider(self.engine.jobs[entry.job])
+            if entry.type in ("job.merged", "job.removed"):
+                self.methods.overlaps.forget(entry.job)
+
+    async def leave_worktree(self, job: Job) -> None:
+        await self.watching.let_go(job)
+        await self.methods.overlaps.let_go(job)
+
+    def is_seen(self, job: Job) -> bool:
+        is_watched = bool(self.watching.pid) and job.id in self.watching.watched
+        return is_watched and self.modes.get(job.id) in ("inotify", "polling")
 
     def on_wrote(self, job_id: int, paths: tuple[str, ...]) -> None:
         """These files of its worktree differ from the base, or something happened to them just now."""
+        self.methods.overlaps.on_wrote(job_id, paths)
 
     def on_mode(self, job_id: int, how: str, why: str) -> None:
+        self.modes[job_id] = how
         if how != "inotify":
             say(f"job {job_id}: the watch over its worktree is {how}: {why}")
 
@@ -294,6 +309,8 @@ class Daemon:
         for zygotes in self.zygotes.values():
             zygotes.close()
         self.watching.close()
+        self.methods.overlaps.close()
+        self.methods.pausing.close()
         if self.performer.cgroup and not self.engine.jobs.live:
             process.cgroup_remove(self.performer.cgroup)
         for task in self.engine.tasks:
