@@ -20,7 +20,7 @@ from agentd.core.effects import Effect
 from agentd.core.errors import EXIT_ANOTHER, EXIT_FAULT, AgentdError, NotNow, Refused
 from agentd.core.job import Job, Preparing, Queued, Running, Starting, Stopped, Stopping, Trashed
 from agentd.core.machine import Notice, owed
-from agentd.daemon import rebuild, restarts
+from agentd.daemon import guarding, rebuild, restarts
 from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
 from agentd.daemon.locking import Locking
@@ -134,6 +134,7 @@ class Daemon:
         self.performer.listen_for = self.listen_for
         self.performer.stop_listening_for = self.stop_listening_for
         self.remove_unanswered()
+        self.install_hooks()
         # The socket first, the look at the files after: what a keeper writes in between is seen, or nudged.
         self.nudges = Nudges(jobdir.nudge_socket(self.state_dir), self.performer.on_nudge)
         self.listen()
@@ -227,6 +228,12 @@ class Daemon:
         for id in rebuild.numbers_in(f"{self.state_dir}/jobs"):
             if id not in self.engine.jobs:
                 shutil.rmtree(f"{self.state_dir}/jobs/{id}", ignore_errors=True)
+
+    def install_hooks(self) -> None:
+        try:
+            guarding.install(self.state_dir)
+        except OSError as error:
+            say(f"cannot write {guarding.folder(self.state_dir)}: {error.strerror}; jobs commit without a guard")
 
     def on_notice(self, message: dict[str, Any]) -> None:
         """From the zygote: a keeper was forked for an attempt, or is done with it."""
