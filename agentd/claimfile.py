@@ -27,7 +27,7 @@ def path_of(state_dir: str, key: str) -> str:
     return f"{folder(state_dir)}/{key}.json"
 
 
-def make(state_dir: str, record: Record) -> tuple[str, int]:
+def make(state_dir: str, record: Record, is_inherited: bool = True) -> tuple[str, int]:
     """A new file for this process and what it becomes: its key, and the descriptor that keeps it locked, which is
     inherited. OSError if it cannot be written."""
     os.makedirs(folder(state_dir), 0o700, exist_ok=True)
@@ -40,7 +40,7 @@ def make(state_dir: str, record: Record) -> tuple[str, int]:
         os.close(fd)
         jobdir.remove_quietly(path_of(state_dir, key))
         raise
-    os.set_inheritable(fd, True)
+    os.set_inheritable(fd, is_inherited)
     return key, fd
 
 
@@ -74,9 +74,12 @@ def wait_until_free(state_dir: str, key: str) -> None:
 
 
 def write(state_dir: str, key: str, record: Record) -> None:
-    """Of a person: nobody keeps it locked."""
+    """Of a person: nobody keeps it locked. It is not synced: no session outlives the machine's."""
     os.makedirs(folder(state_dir), 0o700, exist_ok=True)
-    jobdir.write(folder(state_dir), f"{key}.json", {"format": 1, **record})
+    aside = f"{folder(state_dir)}/.{key}"
+    with open(aside, "w", opener=lambda path, flags: os.open(path, flags | os.O_CLOEXEC, 0o600)) as file:
+        json.dump({"format": 1, **record}, file)
+    os.rename(aside, path_of(state_dir, key))
 
 
 def remove(state_dir: str, key: str) -> None:

@@ -22,7 +22,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from agentd import __version__, jobdir, paths, process
+from agentd import __version__, claimfile, jobdir, paths, process
+from agentd.core.credentials import is_secret
 from agentd.core.errors import EXIT_ANOTHER, EXIT_NOT_NOW, AgentdError, Fault, NotNow, Refused, Usage
 
 PROTOCOL = 1
@@ -232,8 +233,28 @@ class Client:
             except ConnectionLost:
                 self.close()
 
-    def unlock(self, names: Sequence[str] = (), *, all: bool = False, cwd: str | None = None) -> dict[str, Any]:
-        return self.ask("lock.release", names=list(names), all=all, cwd=cwd or os.getcwd(), owner=self.owner)
+    def unlock(
+        self, names: Sequence[str] = (), *, all: bool = False, cwd: str | None = None, claim: str = ""
+    ) -> dict[str, Any]:
+        where = cwd or os.getcwd()
+        return self.ask("lock.release", names=list(names), all=all, cwd=where, owner=self.owner, claim=claim)
+
+    @contextlib.contextmanager
+    def locked(
+        self, *wants: str | dict[str, str], wait: float | None = None, **options: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Hold ``wants`` within a ``with``, at most as long as this process and what it forks meanwhile live."""
+        params = {"cwd": os.getcwd()} | options
+        record = {"label": " ".join(sys.argv)[:200], "owner": self.owner, "wants": list(wants), "cwd": params["cwd"]}
+        key, fd = claimfile.make(self.state_dir, record, is_inherited=False)
+        try:
+            answer = self.lock(list(wants), wait=wait, claim=key, **params)
+            claimfile.rewrite(fd, record | {"token": answer["token"], "granted": answer["granted"]})
+            yield answer
+            self.unlock(all=True, claim=key)
+        finally:
+            claimfile.remove(self.state_dir, key)
+            os.close(fd)
 
     def locks(self, cwd: str | None = None) -> dict[str, Any]:
         """All claims and all who wait; with ``cwd`` those of the repository there, and of no repository."""
@@ -327,7 +348,7 @@ class Client:
             raise Usage(f"cannot send the request: {error}", "bad_request") from None
         if len(data) - 1 > MAX_MESSAGE:
             what = f"cannot send the request: message larger than {MAX_MESSAGE} bytes"
-            raise Usage(f"{what}; shorten the command, the task or the environment", "bad_request")
+            raise Usage(f"{what}; shorten the text, the command or the environment", "bad_request")
         try:
             link.sendall(data)
         except OSError:
@@ -441,7 +462,9 @@ def start_daemon(state_dir: str) -> bool:
     ready, theirs = os.pipe()
     said_before = os.fstat(log).st_size
     command = [sys.executable, "-P", "-m", "agentd.daemon", state_dir, str(theirs)]
-    environment = {n: v for n, v in os.environ.items() if n not in ("AGENTD_JOB", "AGENTD_NONCE", "AGENTD_SOCKET")}
+    # Not its starter's secrets: each job brings its own, and /proc shows an environment as long as its process lives.
+    of_a_job = ("AGENTD_JOB", "AGENTD_NONCE", "AGENTD_SOCKET")
+    environment = {n: v for n, v in os.environ.items() if n not in of_a_job and not is_secret(n)}
     environment["PYTHONUTF8"] = "1"  # to it and its zygotes words are bytes, whatever our character set
     try:
         child = subprocess.Popen(

@@ -41,6 +41,8 @@ STREAMS = ("out", "err")
 PREALLOCATED = {"kill": 4096, "noexec": 2048, "exit": 2048, "end": 65536}
 NO_RECORD = (errno.EINVAL, errno.EISDIR, errno.EFBIG, errno.ELOOP)
 """A pipe, a folder, or too much, where a record should be: it is not there."""
+SEGMENTS = {stream: re.compile(rf"log\.{stream}\.(\d+)") for stream in STREAMS}
+"""Compiled here, once, and not in each keeper: that takes a keeper half a millisecond and 0.3 MB."""
 INDEX_RECORD = struct.Struct("<QQB7x")  # wall clock in ns, logical end offset, stream
 
 
@@ -272,12 +274,11 @@ class Arrival(NamedTuple):
 
 def segments(path: str, stream: str) -> list[Segment]:
     """The files of a stream that still exist, oldest first."""
-    pattern = re.compile(rf"log\.{stream}\.(\d+)")
     try:
         names = os.listdir(path)
     except FileNotFoundError:
         return []
-    found = [Segment(int(m[1]), f"{path}/{m[0]}") for name in names if (m := pattern.fullmatch(name))]
+    found = [Segment(int(m[1]), f"{path}/{m[0]}") for name in names if (m := SEGMENTS[stream].fullmatch(name))]
     return sorted(found)
 
 

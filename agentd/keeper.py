@@ -30,7 +30,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agentd import jobdir, launch, output, process
-from agentd.budget import Spending
+from agentd.budget import Spending, silent_for
 from agentd.jobdir import Record
 
 HELD = 3  # exit code: somebody else keeps this attempt
@@ -190,7 +190,7 @@ class Keeper:
         exec_read, exec_write = os.pipe2(os.O_CLOEXEC)
         tree_life = os.open(f"{self.path}/life.lock", os.O_RDWR | os.O_CLOEXEC)
         process.wait_for_byte(tree_life, 1)  # an earlier fork that was never executed may be on its way out
-        pid = os.fork()
+        pid, is_in_cgroup = process.fork_into(cgroup)
         if pid == 0:
             try:
                 os.close(go_write)
@@ -206,7 +206,7 @@ class Keeper:
         ):
             if fd >= 0:
                 os.close(fd)
-        if cgroup and not process.cgroup_join(cgroup, pid):
+        if cgroup and not is_in_cgroup and not process.cgroup_join(cgroup, pid):
             cgroup = None
         who = process.identity(pid)
         self.agent = {
@@ -297,17 +297,24 @@ class Keeper:
         self.give_order({"reason": "timed_out", "limit": "timeout", "seconds": self.spec["timeout"]})
 
     def on_timer_idle(self) -> None:
+        self.see_transcript()
         quiet_until = self.last_output + self.spec["idle_timeout"]
         if quiet_until > process.boottime():
             self.timers["idle"] = quiet_until
             return
         self.give_order({"reason": "timed_out", "limit": "idle_timeout", "seconds": self.spec["idle_timeout"]})
 
+    def see_transcript(self) -> None:
+        """An agent with a runner works without a word on its standard streams."""
+        self.last_output = max(self.last_output, process.boottime() - silent_for(self.spending.path))
+
     def note_stopped(self, is_stopped: bool) -> None:
         now = process.boottime()
         since: float | None = self.agent["stopped"]
         if is_stopped == (since is not None):
             return
+        if is_stopped:
+            self.see_transcript()
         self.agent["stopped"] = now if is_stopped else None
         if since is not None:
             self.agent["paused"] += now - since
@@ -851,7 +858,7 @@ class Keeper:
             self.answer(fd, {"ok": True})
             self.pump_input()
         elif "turn" in request:
-            self.answer(fd, self.permit())
+            self.answer(fd, self.permit(int(request["turn"])))
             self.nudge("transcript")
         elif "news" in request:
             self.nudge("transcript")
@@ -875,10 +882,10 @@ class Keeper:
             process.send(pidfd, signal.Signals[f"SIG{name}"])
             os.close(pidfd)
 
-    def permit(self) -> Record:
-        """May the runner make its next request?"""
+    def permit(self, turn: int) -> Record:
+        """May the runner make its next request, for the turn of that number?"""
         self.spending.look()
-        limit = self.spending.exceeded()
+        limit = self.spending.exceeded(turn)
         if limit is None:
             return {"go": True, "warn": self.spending.warning()}
         if self.order is None:

@@ -7,7 +7,7 @@ Three rules hold everywhere:
 * A pid is no identity. An :func:`identity` is boot id, pid, start ticks and the pidfs inode of the process,
   and a signal goes only through a pidfd that was *verified after it was opened* (:func:`open_verified`).
 * Liveness is a lock the kernel drops. One looks with :func:`byte_held` and never by taking.
-* ``AGENTD_WITHOUT=cgroup,pidfd-exit,splice`` turns a mechanism off, so that the fall-backs are tested too.
+* ``AGENTD_WITHOUT=cgroup,clone3,pidfd-exit,splice`` turns a mechanism off, so that the fall-backs are tested too.
 """
 
 import contextlib
@@ -28,7 +28,14 @@ PIDFD_GET_INFO = 0xC040FF0B  # linux/pidfd.h, the 64-byte form; Linux 6.15 gave 
 PIDFD_INFO_EXIT = 8
 Identity = dict[str, int | str]
 
+PR_GET_TID_ADDRESS = 40
+SYS_CLONE3 = 435  # on every architecture alike
+CLONE_AS_FORK = 0x01000000 | 0x00200000  # linux/sched.h: the thread's number is noted where the C library has it
+CLONE_INTO_CGROUP = 0x200000000  # Linux 5.7
+
 _libc = ctypes.CDLL(None, use_errno=True)
+_held = ctypes.PyDLL(None)
+"""The same, called with the interpreter's lock held, as a fork must be."""
 
 
 def without(mechanism: str) -> bool:
@@ -255,11 +262,16 @@ def marked(nonce: str, session: int, life_lock: str) -> list[int]:
     return [pid for pid in parents if any(ancestor in roots for ancestor in _line_of(pid, parents))]
 
 
+def having(pair: str) -> list[int]:
+    """Every process that has ``NAME=VALUE`` in its environment."""
+    return [pid for pid in _all_pids() if _has_variable(pid, pair.encode()) and not is_zombie(pid)]
+
+
 def end_all_with(pair: str, patience: float = 5.0) -> None:
     """Kill every process that has ``NAME=VALUE`` in its environment, and what they start meanwhile. Blocks."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        found = [pid for pid in _all_pids() if _has_variable(pid, pair.encode()) and not is_zombie(pid)]
+        found = having(pair)
         for pid in found:
             try:
                 pidfd = os.pidfd_open(pid)
@@ -440,6 +452,35 @@ def cgroup_join(path: str, pid: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def fork_into(cgroup: str | None) -> tuple[int, bool]:
+    """As os.fork(), of a process with one thread: the pid, and whether the child was born in ``cgroup``. To join it
+    later takes 10 ms: the kernel first waits until every processor has been idle or elsewhere for a moment."""
+    pid = None if cgroup is None else _clone_into(cgroup)
+    return (os.fork(), False) if pid is None else (pid, True)
+
+
+def _clone_into(cgroup: str) -> int | None:
+    """None where this is not to be had. The C library has no such call, so its fork, and what os.fork() does around it,
+    are done here."""
+    tid = ctypes.c_ulonglong()
+    if without("clone3") or _libc.prctl(PR_GET_TID_ADDRESS, ctypes.byref(tid), 0, 0, 0) != 0:
+        return None
+    try:
+        group = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    fields = (CLONE_AS_FORK | CLONE_INTO_CGROUP, 0, tid.value, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, group)
+    arguments = ctypes.create_string_buffer(struct.pack("=11Q", *fields), 88)
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid = _held.syscall(ctypes.c_long(SYS_CLONE3), arguments, ctypes.c_size_t(88))
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+    else:
+        ctypes.pythonapi.PyOS_AfterFork_Parent()
+    os.close(group)
+    return int(pid) if pid >= 0 else None
 
 
 def cgroup_pids(path: str) -> list[int]:

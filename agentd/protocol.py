@@ -255,6 +255,7 @@ class ReleaseLock(Params, frozen=True):
     names: tuple[str, ...] = ()
     cwd: str = "/"
     owner: str = ""
+    claim: str = ""
     all: bool = False
 
 

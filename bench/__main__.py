@@ -1,4 +1,4 @@
-"""scripts/bench [--quick] [--only NAME ...] [--out DIR] [--work DIR]: one readable report."""
+"""scripts/bench [--quick] [--only NAME ...] [--out DIR] [--work DIR] [--clis DIR]: one readable report."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ import time
 import traceback
 from pathlib import Path
 
-from . import delegate, latency, peers, report, scale, start, throughput, watch, worktrees
+from . import agents, crowd, delegate, latency, locks, peers, report, scale, start, throughput, watch, worktrees
 from .lab import Lab
 
 # Its order is the report's. To add a measurement: write the module, add the line.
@@ -19,8 +19,11 @@ MEASUREMENTS = {
     "throughput": throughput.measure,
     "worktrees": worktrees.measure,
     "watch": watch.measure,
+    "locks": locks.measure,
     "scale": scale.measure,
     "peers": peers.measure,
+    "agents": agents.measure,
+    "crowd": crowd.measure,
 }
 
 
@@ -31,12 +34,14 @@ def main() -> int:
                         help=f"some of: {', '.join(MEASUREMENTS)}")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("bench-report"), help="where the report goes")
     parser.add_argument("--work", help="a folder on the disk to measure on; default: a temporary one")
+    parser.add_argument("--clis", default=os.environ.get("BENCH_CLIS"), metavar="DIR",
+                        help="where npm has put the vendors' command lines; else BENCH_CLIS, else PATH")  # fmt: skip
     options = parser.parse_args()
     out = options.out.absolute()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     load_before = os.getloadavg()[0]
-    lab = Lab(options.quick, options.work)
+    lab = Lab(options.quick, options.work, options.clis)
     lab.load_before = load_before
     results: dict[str, report.Result] = {}
     try:

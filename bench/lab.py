@@ -27,8 +27,10 @@ MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 
 
 class Lab:
-    def __init__(self, is_quick: bool, work: str | None = None) -> None:
+    def __init__(self, is_quick: bool, work: str | None = None, clis: str | None = None) -> None:
         self.is_quick = is_quick
+        self.clis = None if clis is None else os.path.abspath(clis)
+        """The folder of the vendors' command lines; None: they are looked for in PATH."""
         self.folder = Path(tempfile.mkdtemp(prefix="agentd-bench-", dir=work or a_disk())).resolve()
         self.mark = uuid.uuid4().hex
         self.random = random.Random(1)

@@ -61,7 +61,7 @@ choose_python() {
 # An environment of the same Python is added to. The checkout's path is part of what it is made from: a copied one
 # points at the original.
 make_environment() {
-    local venv=$1 extras=$2 base wanted
+    local venv=$1 extras=$2 base wanted mark
     # The Python of an environment that is there is kept, unless another one is asked for.
     if [ -n "${CHECK_PYTHON-}" ] || ! python=$(real_python "$venv/bin/python" 3.11 3.99); then choose_python; fi
     base=$(printf '%s\n' "$root" "$venv" && "$python" -c 'import sys; print(sys.executable, sys.version)')
@@ -76,12 +76,15 @@ make_environment() {
         "$python" -m venv --clear "$venv" || die "cannot make $venv: $python -m venv failed, see above"
         printf '%s\n' "$base" >"$venv/made-by"
     fi
-    rm -f "$venv/made-from"*
+    for mark in "$venv/made-from"*; do # what was made from the same is still there
+        [ "$(cat "$mark" 2>/dev/null)" = "$wanted" ] || rm -f -- "$mark"
+    done
+    rm -f "$venv/made-from$extras"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
         --constraint "$root/constraints.txt" --editable "$root$extras" ||
         die "cannot install agentd$extras into $venv: pip failed, see above"
     printf '%s\n' "$wanted" >"$venv/made-from$extras"
-    [ -z "$extras" ] || printf '%s\n' "$wanted" >"$venv/made-from" # it has what is without extras, too
+    [ "$extras" != "[dev]" ] || printf '%s\n' "$wanted" >"$venv/made-from[agent]" # it has what scripts/demo needs, too
 }
 
 # Run the rest of the line with a lock on the checkout: two runs in it must not build the same environment.

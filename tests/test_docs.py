@@ -100,7 +100,7 @@ def test_the_verbs_are_those_of_the_manual() -> None:
     assert "--version" in said
 
 
-@pytest.mark.parametrize("verb", [verb for verb in verbs.VERBS if verb != "daemon"])
+@pytest.mark.parametrize("verb", [verb for verb in verbs.VERBS if verb not in verbs.GROUPS])
 def test_the_flags_of_a_verb_are_those_of_the_manual(verb: str) -> None:
     told = flags_in_heads(part("agentd.1", verb))
     if verb == "run":
@@ -118,10 +118,22 @@ def test_the_verbs_of_the_daemon_are_those_of_the_manual() -> None:
     assert set().union(*asked) == told | common
 
 
+def test_the_verbs_of_locks_are_those_of_the_manual() -> None:
+    heading = re.search(r"^\.SS locks (.*)$", page("agentd.1"), re.MULTILINE)
+    assert heading is not None and re.findall(r"[a-z]+", heading[1].lower().replace("name", "")) == list(
+        verbs.LOCKS_VERBS
+    )
+    told = flags_in_heads(part("agentd.1", "locks"))
+    common = flags_in_heads(part("agentd.1", "OPTIONS OF ALL VERBS")) - {"--version"}
+    asked = [flags_in_help(help_of("locks", *verb)) for verb in ([], *([verb] for verb in verbs.LOCKS_VERBS))]
+    assert set().union(*asked) <= told | common
+    assert told <= set().union(*asked)
+
+
 def codes_of_errors() -> set[str]:
-    """Those of the table in core/errors.py, and 3, which is of ``daemon status`` alone. No verb has locks yet."""
+    """Those of the table in core/errors.py, and 3, which is of ``daemon status`` alone."""
     rows = str(errors.__doc__).splitlines()
-    return {row.split()[0] for row in rows if re.match(r"\d", row)} - {"76"} | {"3"}
+    return {row.split()[0] for row in rows if re.match(r"\d", row)} | {"3"}
 
 
 def test_the_exit_codes_of_the_manual_are_those_of_the_errors() -> None:
@@ -196,9 +208,9 @@ def sources(*folders: str) -> Iterator[ast.AST]:
 
 
 def test_the_events_are_those_of_the_manual() -> None:
-    event = re.compile(r"(job|worktree|repository|subscriber)\.(?!json$)[a-z_]+|agentd\.trouble")
+    event = re.compile(r"(job|worktree|repository|subscriber|lock)\.(?!json$)[a-z_]+|agentd\.trouble")
     texts = [str(node.value) for node in sources("core", "daemon") if isinstance(node, ast.Constant)]
-    written = {text for text in texts if event.fullmatch(text)}
+    written = {text for text in texts if event.fullmatch(text)} - set(METHODS)
     # Those two are put together from what a keeper says.
     assert set(words(terms(part(PROTOCOL, "EVENTS")))) == written | {"job.log_blocked", "job.log_unblocked"}
 

@@ -14,8 +14,6 @@ import pytest
 from ladderlab import Site, bash, write
 
 from agentd import paths
-from agentd.core.claims import Claim, Holder, Name
-from agentd.core.lock_advice import locked
 from agentd.runners.tools.claims import ANSWER_S, Claims
 from agentd.runners.tools.results import ToolError
 
@@ -39,7 +37,7 @@ def claim(site: Site, path: str) -> int:
 
 def test_a_write_to_what_another_claims_is_refused_with_all_there_is_to_know(site: Site) -> None:
     """And the command that the refusal names works: it waits, and then the file may be written."""
-    hint = "agentd lock src/f0.txt --wait 60s"
+    hint = "agentd lock path:src/f0.txt --wait 60s"
     site.serve(
         {
             "task": "both files",
@@ -56,7 +54,7 @@ def test_a_write_to_what_another_claims_is_refused_with_all_there_is_to_know(sit
     refused, other = site.results(agent)[:2]
     assert refused.startswith("src/f0.txt was not written.\n[agentd:locked] src/f0.txt is claimed by job")
     assert f'job {holder} "holder" (path:src/f0*, exclusive) since ' in refused and hint in refused
-    assert "coordination, not a fault" in refused and "you would be 1st" in refused and "through the shell" in refused
+    assert "coordination, not a fault" in refused and "(wait; you are 1st, ticket " in refused and "through the shell" in refused
     assert other.startswith("made: other.txt")
     site.say("end")
     site.done(agent)
@@ -176,15 +174,3 @@ def test_a_write_that_nobody_minds_costs_next_to_nothing(tmp_path: Path) -> None
     cost = asyncio.run(many())
     print(f"{cost * 1e6:.0f} us a write")
     assert cost < 0.02, "a busy machine is no failure; a request would be"
-
-
-def test_the_text_of_a_refusal() -> None:
-    held = Claim(Name("path", "/r", "src/**"), "X", Holder("job", "7", "fix-login"), 5, 100.0, reason="login rewrite")
-    assert locked("src/[id].ts", held, 2, 2, "12:01", 352.0) == (
-        '[agentd:locked] src/[id].ts is claimed by job 7 "fix-login" (path:src/**, exclusive) since 12:01, 4m12s;'
-        ' 2 waiting. It says: "login rewrite".\n'
-        "This is coordination, not a fault. Do not write the file through the shell or another tool: the merge would"
-        " send it back.\n"
-        "Do one of:  agentd lock 'src/?id?.ts' --wait 60s    (wait; you would be 3rd)\n"
-        "            agentd lock 'src/?id?.ts' --wait 1s     (keeps your place 10 min; work on another file meanwhile)"
-    )

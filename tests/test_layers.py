@@ -44,7 +44,7 @@ RINGS: dict[str, set[str]] = {
     "keeper": {"budget", "output", "launch", "jobdir", "protocol", "process", "paths", "files"},
     "zygote": {"keeper", "budget", "output", "launch", "jobdir", "protocol", "process", "paths", "files"},
     # the client starts the daemon as `sys.executable -m agentd.daemon`, never by importing it
-    "client": {"core", "protocol", "jobdir", "process", "paths", "files"},
+    "client": {"core", "protocol", "jobdir", "claimfile", "process", "paths", "files"},
     # reads an attempt's files and listens to its keeper: works while the daemon is dead
     "follow": {"core", "protocol", "jobdir", "process", "paths", "files"},
     "runners": {"core", "protocol", "jobdir", "client", "process", "paths", "files"},
@@ -53,7 +53,13 @@ RINGS: dict[str, set[str]] = {
         *{"keeper", "zygote", "runners", "budget", "watch", "hook"},
     },
     # what the user and the main agent touch; none of it ever meets the daemon
-    "cli": {"client", "claimfile", "follow", "core", "protocol", "config", "process", "paths", "files", "budget"},
+    # the demonstration types verbs, and asks the client for facts
+    "demo": {"client", "core", "process", "paths", "files"},
+    "cli": {
+        *{"client", "claimfile", "follow", "core", "protocol", "config", "process", "paths", "files", "budget"},
+        "demo",
+        "scripted",
+    },
     "mcp": {"client", "core", "protocol", "config", "process", "paths", "files"},
     "bridges": {"client", "core", "protocol", "config", "process", "paths", "files"},
     "chat": {"client", "core", "protocol", "config", "process", "paths", "files", "runners"},

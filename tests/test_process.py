@@ -413,3 +413,52 @@ def test_a_real_group(sleeper: "subprocess.Popen[bytes]") -> None:
     finally:
         process.cgroup_remove(path)
     assert not os.path.exists(path)
+
+
+BORN = """
+import os, subprocess, sys, threading
+from agentd import process
+
+pid, is_in_group = process.fork_into(sys.argv[1])
+if pid == 0:
+    with open("/proc/self/cgroup") as file:
+        group = next(line.split(":", 2)[2] for line in file if line.startswith("0::"))
+    others = []
+    thread = threading.Thread(target=lambda: others.append(threading.get_native_id()))
+    thread.start()
+    thread.join()
+    said = subprocess.run(["echo", "a child of the child"], capture_output=True, text=True).stdout
+    is_main = threading.get_native_id() == os.getpid() and threading.current_thread() is threading.main_thread()
+    print(os.path.basename(group.strip()), is_main, others != [os.getpid()], said, end="", flush=True)
+    os._exit(7)
+print(is_in_group, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def born(group: str, **environment: str) -> list[str]:
+    argv = [sys.executable, "-c", BORN, group]
+    done = subprocess.run(argv, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+def test_a_child_is_born_in_a_group_and_is_as_whole_as_any() -> None:
+    home = process.cgroup_home()
+    if home is None:
+        pytest.skip("no group of the version 2 hierarchy is writable here")
+    path = f"{home}/agentd-test-born-{os.getpid()}"
+    process.cgroup_make(path, None, None)
+    try:
+        child, parent = born(path)
+        if parent == "False 7":
+            pytest.skip("this kernel makes no child in a group")
+        assert child == f"{os.path.basename(path)} True True a child of the child"
+        assert parent == "True 7"
+        assert born(path, AGENTD_WITHOUT="clone3")[1] == "False 7"
+    finally:
+        process.cgroup_remove(path)
+
+
+def test_where_there_is_no_such_group_it_is_a_fork(tmp_path: Path) -> None:
+    assert born(str(tmp_path))[1] == "False 7"
+    assert born(str(tmp_path / "nosuch"))[1] == "False 7"

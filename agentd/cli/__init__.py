@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from agentd.core.errors import EXIT_FAULT, AgentdError
 
 EXIT_INTERRUPTED = 130
+OF_SEVERAL_LINES = ("busy", "timeout", "deadlock")
+"""Who has a lock, and what one can do, is no one sentence."""
 EXIT_PIPE = 141  # 128 + SIGPIPE, as a shell tells of a program whose reader has gone
 
 
@@ -100,7 +102,11 @@ def tell(args: Sequence[str], message: str, code: str, exit: int) -> int:
 
             print(json.dumps({"ok": False, "code": code, "error": message}), flush=True)
         else:
-            print(f"agentd: {render.one_line(message)}", file=sys.stderr, flush=True)
+            lines = message.split("\n") if code in OF_SEVERAL_LINES else [message]
+            print(
+                "\n".join(["agentd: " + render.one_line(lines[0]), *map(render.one_line, lines[1:])]), file=sys.stderr
+            )
+            sys.stderr.flush()
     except OSError:
         silence()
     return exit

@@ -135,6 +135,7 @@ def unlock(
     owner: options.Owner = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    no_color: options.NoColor = False,
 ) -> None:
     """Give back what you claimed, and your place in the queue for it."""
     wanted = [*(names or []), *(f"res:{name}" for name in res or [])]

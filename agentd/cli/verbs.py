@@ -41,6 +41,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "undo": ("agentd.cli.undo", "undo", "Take jobs out of the trash; alone: list the trash."),
     "daemon": ("agentd.cli.daemon", "", "Start, stop, restart or look at the daemon."),
     "doctor": ("agentd.cli.doctor", "doctor", "Say what is weaker or wrong on this system, and what to do."),
+    "demo": ("agentd.cli.demo", "demo", "Show all of it on a small repository; leaves nothing."),
 }
 DAEMON_VERBS: dict[str, tuple[str, str, str]] = {
     "start": ("agentd.cli.daemon", "start", "Start the daemon, if it is not running."),

@@ -154,6 +154,7 @@ class Busy(Fact, frozen=True):
     """It would have to wait, and was not to. Changes nothing."""
 
     at: float
+    wants: tuple[Want, ...]
     position: int
     blockers: tuple[Blocker, ...]
 

@@ -79,8 +79,9 @@ class Book:
 
     def claims(self, holder: Holder | None = None) -> tuple[Claim, ...]:
         """Of all, or of one: contested ones first, then by token."""
-        held = self._claims.values() if holder is None else [self._claims.get(holder.id, {})]
-        return tuple(sorted((claim for claims in held for claim in claims.values()), key=by_token))
+        if holder is not None:
+            return tuple(self._claims_of(holder))
+        return tuple(sorted((claim for held in self._claims.values() for claim in held.values()), key=by_token))
 
     def waiting(self) -> tuple[Request, ...]:
         """The queue, oldest first."""
@@ -187,11 +188,9 @@ class Book:
             if not claim.is_automatic
             for other in self._held_by_others(claim.holder.id, Want(claim.name, claim.mode))
         ]
-        wrong += [
-            f"{one.holder.id} has {one.name} twice"
-            for one in self.claims()
-            if self._shelf(one).at(one.name).get(one.holder.id) != one
-        ]
+        for claim in self.claims():
+            if self._shelf(claim).at(claim.name).get(claim.holder.id) != claim:
+                wrong.append(f"{claim.name} of {claim.holder.id} is not found")
         for ticket, request in self._requests.items():
             thing = self._watching.get(ticket)
             if self._thing_before(request) is None:
@@ -242,13 +241,15 @@ class Book:
                         return ticket
         return None
 
-    def _meeting_wants(self, request: Request, other: Request) -> Iterator[tuple[Want, Want]]:
+    def _meeting_wants(self, request: Request, other: Request) -> list[tuple[Want, Want]]:
         """Each want of the request that waits for one of the other's, and that."""
-        for want in request.wants:
-            for name, lines in self._lines_meeting(want.name):
-                for mode, line in lines.items():
-                    if other.ticket in line and clash(mode, want.mode):
-                        yield want, Want(name, mode)
+        return sorted(
+            (want, Want(name, mode))
+            for want in dict.fromkeys(request.wants)
+            for name, lines in self._lines_meeting(want.name)
+            for mode, line in lines.items()
+            if other.ticket in line and clash(mode, want.mode)
+        )
 
     def _waits(self, request: Request, through_queue: bool) -> list[Wait]:
         """All it waits for; ``through_queue``: for requests before it too."""
@@ -259,7 +260,7 @@ class Book:
         ]
         for ticket in sorted(self._before(request)) if through_queue else ():
             other = self._requests[ticket]
-            want, named = next(self._meeting_wants(request, other))
+            want, named = self._meeting_wants(request, other)[0]
             waits.append(Wait(request.ticket, 1, (Edge(asker, want, other.holder, named.name, ticket),)))
         return waits
 
@@ -268,8 +269,11 @@ class Book:
     def _requests_of(self, id: str) -> list[Request]:
         return [self._requests[ticket] for ticket in self._tickets.get(id, ())]
 
+    def _claims_of(self, holder: Holder) -> list[Claim]:
+        return sorted(self._claims.get(holder.id, {}).values(), key=by_token)
+
     def _paths_of(self, holder: Holder) -> list[Claim]:
-        return [claim for claim in self._claims.get(holder.id, {}).values() if claim.name.kind == "path"]
+        return [claim for claim in self._claims_of(holder) if claim.name.kind == "path"]
 
     def _all_meeting(self, name: Name) -> Iterator[tuple[Name, dict[str, Claim]]]:
         for one in self.pools.family(name):

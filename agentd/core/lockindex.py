@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from agentd.core.claims import Name
-from agentd.core.patterns import fixed_part, is_literal, overlap
+from agentd.core.patterns import ends, fixed_part, is_literal, overlap
 
 TREES = ("path", "file")
 K = TypeVar("K")
@@ -32,6 +32,7 @@ class ByName(Generic[K, V]):
     def __init__(self) -> None:
         self._at: dict[Name, dict[K, V]] = {}
         self._trees: dict[tuple[str, str], _Node] = {}
+        self._remembered: dict[Name, list[Name]] = {}
 
     def put(self, name: Name, key: K, value: V) -> None:
         values = self._at.get(name)
@@ -57,9 +58,22 @@ class ByName(Generic[K, V]):
             if name in self._at:
                 yield name, self._at[name]
             return
-        for other in self._candidates(name):
-            if other == name or overlap(other.text, name.text):
-                yield other, self._at[other]
+        for other in self._met_by(name):
+            yield other, self._at[other]
+
+    def _met_by(self, name: Name) -> list[Name]:
+        """Remembered until a name comes or goes: one question to the table asks it several times."""
+        met = self._remembered.get(name)
+        if met is None:
+            head, tail = ends(name.text)
+            met = self._remembered[name] = [
+                other
+                for other, (begins, stops) in ((other, ends(other.text)) for other in self._candidates(name))
+                if head.startswith(begins) or begins.startswith(head)
+                if tail.endswith(stops) or stops.endswith(tail)
+                if overlap(name.text, other.text)
+            ]
+        return met
 
     def _candidates(self, name: Name) -> list[Name]:
         node = self._trees.get((name.kind, name.scope))
@@ -85,6 +99,7 @@ class ByName(Generic[K, V]):
         return found
 
     def _plant(self, name: Name) -> None:
+        self._remembered.clear()
         node = self._trees.setdefault((name.kind, name.scope), _Node())
         for segment in fixed_part(name.text):
             node = node.below.setdefault(segment, _Node())
@@ -94,6 +109,7 @@ class ByName(Generic[K, V]):
             node.wild[name] = None
 
     def _uproot(self, name: Name) -> None:
+        self._remembered.clear()
         way = [self._trees[name.kind, name.scope]]
         segments = fixed_part(name.text)
         for segment in segments:

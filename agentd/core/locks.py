@@ -30,6 +30,7 @@ from agentd.core.claims import (
     ClaimKey,
     Contested,
     Deadlock,
+    Edge,
     Granted,
     Holder,
     LockFact,
@@ -102,6 +103,15 @@ class Table(Book):
             return (self._queued(touched, at) if wait else self._busy(touched, at)), (Touched(at, touched),)
         return self._ask_anew(Request(self.last_ticket + 1, holder, wanted, at, at, reason), wait, at)
 
+    def peek(self, holder: Holder, wants: Iterable[Want], at: float) -> Queued | Busy | None:
+        """What stands before it; None if it could be granted. Nothing changes."""
+        wanted = self.pools.normal(wants)
+        waiting = self._waiting_as(holder, wanted, None)
+        if waiting is not None:
+            return self._queued(waiting, at)
+        answer = self._busy(Request(self.last_ticket + 1, holder, wanted, at, at), at)
+        return answer if answer.blockers else None
+
     def _ask_anew(self, request: Request, wait: bool, at: float) -> tuple[Answer, Facts]:
         has_clash = bool(self._clashes(request.holder.id, request.wants))
         if not has_clash and self._ticket_before(request) is None:
@@ -111,6 +121,7 @@ class Table(Book):
         self._enqueue(request)
         facts, woken = self._untangle(request.holder.id, at)
         if facts and isinstance(first := facts[0], Deadlock):
+            assert first.ticket == request.ticket, "without it nobody was stuck"
             refused = msgspec.structs.replace(first, ticket=0)
             return refused, (refused,)
         request = self._requests[request.ticket]
@@ -146,7 +157,7 @@ class Table(Book):
         """Names that it does not hold are passed over; None: all it holds."""
         held = self._claims.get(holder.id, {})
         if names is None:
-            claims = list(held.values())
+            claims = self._claims_of(holder)
         else:
             wanted = dict.fromkeys(one for name in names for one in (name, *self.pools.slots(name)))
             claims = [held[name] for name in wanted if name in held]
@@ -155,7 +166,7 @@ class Table(Book):
     def end(self, holder: Holder, at: float) -> Facts:
         """It is gone, its requests with it. A job's path claims become pending."""
         facts, woken = self._withdraw(self._requests_of(holder.id), "ended", at)
-        claims = list(self._claims.get(holder.id, {}).values())
+        claims = self._claims_of(holder)
         keeps = [c for c in claims if holder.kind == "job" and c.name.kind == "path"]
         pended = self._to_state([c for c in keeps if c.state == ACTIVE], PENDING)
         facts += [Pended(at, pended)] if pended else []
@@ -163,7 +174,7 @@ class Table(Book):
 
     def resume(self, holder: Holder, at: float) -> Facts:
         """The job goes on in its worktree, with what it claimed."""
-        pending = [claim for claim in self._claims.get(holder.id, {}).values() if claim.state == PENDING]
+        pending = [claim for claim in self._claims_of(holder) if claim.state == PENDING]
         return (Resumed(at, self._to_state(pending, ACTIVE)),) if pending else ()
 
     def land(self, job: Holder, at: float) -> Facts:
@@ -208,12 +219,14 @@ class Table(Book):
         return None if first is None else first + TICKET_S
 
     def set_pools(self, pools: Mapping[str, int], at: float) -> Facts:
-        """The configuration has changed. Slots that are held stay so."""
+        """The configuration has changed, perhaps while no table was there: slots that are held stay so."""
         self.pools = Pools(pools)
         too_much = [request for request in self._requests.values() if not self.pools.can_give(request.wants)]
         facts, _ = self._withdraw(too_much, "impossible", at)
         for ticket in self._requests:
             self._unwatch(ticket)
+        for id in list(self._tickets):
+            facts += self._untangle(id, at)[0]
         return (*facts, *self._settle(self._requests, at))
 
     # --- a request, before and after ------------------------------------------------------------------------------
@@ -250,7 +263,7 @@ class Table(Book):
         return Queued(at, request, len(self._before(request)) + 1, self.blockers(request))
 
     def _busy(self, request: Request, at: float) -> Busy:
-        return Busy(at, len(self._before(request)) + 1, self.blockers(request))
+        return Busy(at, request.wants, len(self._before(request)) + 1, self.blockers(request))
 
     def _granted(self, request: Request, at: float, is_queued: bool) -> tuple[Granted, Facts]:
         """Give it all it wants; it is not in the queue any more."""
@@ -352,10 +365,9 @@ class Table(Book):
                 facts.append(Touched(at, request))
                 woken.append(request.ticket)
                 continue
-            cycle = lockwaits.circle(id, by_claims)
-            first = max(range(len(cycle)), key=lambda n: cycle[n][0])
-            request = self._requests[cycle[first][0]]
-            edges = tuple(edge for _, edge in (*cycle[first:], *cycle[:first]))
+            cycle = lockwaits.circle(by_claims)
+            request = self._requests[cycle[0][0]]
+            edges = tuple(edge for _, edge in cycle)
             woken += self._dequeue(request)
             facts.append(Deadlock(at, request.holder, request.wants, edges, request.ticket))
         return facts, woken
@@ -372,18 +384,17 @@ class Table(Book):
         return [wait for request in self._requests_of(id) for wait in self._waits(request, through_queue)]
 
     def _let_pass(self, stuck: dict[str, list[Wait]]) -> Request:
-        """The newest request that stands in the queue behind others that are stuck with it need not wait for them."""
-        behind = [
-            (wait.ticket, edge.ticket)
-            for waits in stuck.values()
-            for wait in waits
-            for edge in wait.edges
-            if edge.ticket and edge.blocker.id in stuck
-        ]
-        newest = max(ticket for ticket, _ in behind)
-        request = self._requests[newest]
-        passes = {*request.passes, *(before for ticket, before in behind if ticket == newest)}
-        return self._replace(request, passes=tuple(sorted(passes)))
+        """The newest request that stands behind others which wait for its holder need not wait for them."""
+        behind: dict[int, list[Edge]] = {}
+        for wait in (wait for waits in stuck.values() for wait in waits):
+            behind.setdefault(wait.ticket, []).extend(edge for edge in wait.edges if edge.ticket)
+        for ticket in sorted(behind, reverse=True):
+            request = self._requests[ticket]
+            waiters = lockwaits.who_reach(request.holder.id, stuck)
+            passed = {edge.ticket for edge in behind[ticket] if edge.blocker.id in waiters}
+            if passed:
+                return self._replace(request, passes=tuple(sorted({*request.passes, *passed})))
+        raise AssertionError(f"claims alone close a circle: {sorted(stuck)}")
 
     def _settle_contests(self, gone: list[Claim], at: float) -> Facts:
         """Who wrote where another had a claim gets one of its own when that is gone."""

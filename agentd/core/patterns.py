@@ -49,7 +49,7 @@ def literal(path: str, root: str = "", fold: bool = False) -> str:
 
 def typed(path: str) -> str:
     """A pattern that fits this path and hardly another, for one with characters that patterns cannot have."""
-    return re.sub(r"[\[\]{}*\\]|^!", "?", path)
+    return re.sub(r"[\[\]{}]|\\(?=[*?])|^!", "?", path)
 
 
 def _segments(text: str, root: str) -> list[str]:
@@ -107,6 +107,14 @@ def fixed_part(pattern: str) -> tuple[str, ...]:
     return tuple(segments[:end])
 
 
+@lru_cache(maxsize=16384)
+def ends(pattern: str) -> tuple[str, str]:
+    """How the last segment of each path that it matches begins and ends, as far as that is fixed."""
+    last = pattern.rsplit("/", 1)[-1]
+    pieces = WILD.split(last)
+    return pieces[0], pieces[-1]
+
+
 def matches(pattern: str, path: str) -> bool:
     """Both in their normal spelling."""
     if is_literal(pattern):
@@ -117,6 +125,14 @@ def matches(pattern: str, path: str) -> bool:
 def covered(pattern: str, paths: Iterable[str], fold: bool = False) -> int:
     """How many of the paths, as git lists them, it matches."""
     return sum(matches(pattern, _folded(unicodedata.normalize("NFC", path), fold)) for path in paths)
+
+
+def refuse_broad(pattern: str, count: int, total: int) -> None:
+    """Usage if it covers more than half of the files that git tracks, ``count`` of ``total``."""
+    if is_literal(pattern) or count * 2 <= total:
+        return
+    files = f"all {total:,} files" if count == total else f"{count:,} of {total:,} files"
+    raise Usage(f"{escaped(pattern)} claims {files}; add --broad if meant", "broad")
 
 
 Matcher = Callable[[str], object] | None
@@ -159,21 +175,14 @@ def _walk(matchers: Sequence[Matcher], segments: Sequence[str]) -> bool:
 # --- whether two meet -------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=65536)
 def overlap(one: str, other: str) -> bool:
     """Is there a path that both match?"""
     if is_literal(one):
         return matches(other, one)
     if is_literal(other):
         return matches(one, other)
-    return _overlap(one, other) if one <= other else _overlap(other, one)
-
-
-@lru_cache(maxsize=65536)
-def _overlap(one: str, other: str) -> bool:
-    mine, others = one.split("/"), other.split("/")
-    if DEEP not in (mine[-1], others[-1]) and not _segments_meet(mine[-1], others[-1]):
-        return False
-    return _meet(mine, others, DEEP, _segments_meet)
+    return _meet(one.split("/"), other.split("/"), DEEP, _segments_meet)
 
 
 @lru_cache(maxsize=65536)

@@ -9,17 +9,16 @@ from typing import Any
 
 from agentd import config, protocol
 from agentd.core import events as on
-from agentd.core import lock_advice
 from agentd.core import lock_texts as texts
-from agentd.core.claims import APPEND, EXCLUSIVE, MODES, SHARED, Claim, Holder, Mode, Name, Want
+from agentd.core import patterns
+from agentd.core.claims import APPEND, EXCLUSIVE, MODES, SHARED, Broken, Claim, Holder, Mode, Name, Want
 from agentd.core.errors import Refused, Usage
 from agentd.core.job import Job, Worktree
 from agentd.core.ladder import ladder
-from agentd.core.names import escaped
 from agentd.daemon import lock_names
 from agentd.daemon.engine import Engine
 from agentd.daemon.lock_names import Where
-from agentd.daemon.locking import Locking, claim_view, is_blocking
+from agentd.daemon.locking import Locking, claim_view, day_time, is_blocking
 from agentd.daemon.perform import Performer, plan_of
 from agentd.daemon.server import Connection
 from agentd.daemon.views import event_view, iso
@@ -28,8 +27,6 @@ from agentd.git import repository, tracked
 from agentd.store import Entry
 
 MODE_OF: dict[str, Mode] = {"exclusive": EXCLUSIVE, "shared": SHARED, "append": APPEND}
-WIDE = 0.5
-"""A claim on more than this part of the files must be meant."""
 
 
 class LockMethods:
@@ -74,7 +71,7 @@ class LockMethods:
                 {"name": [one.name.kind, one.name.scope, one.name.text], "mode": one.mode} for one in granted.claims
             ],
             "is_new": granted.is_new,
-            "beside": [{"name": str(one.name), "holder": texts.who(one.holder)} for one in granted.beside],
+            "beside": [{"name": str(one.name), "holder": texts.holder_text(one.holder)} for one in granted.beside],
         }
 
     async def do_lock_check(self, connection: Connection, ask: protocol.CheckLock) -> dict[str, Any]:
@@ -84,9 +81,10 @@ class LockMethods:
         blocked = []
         for path in ask.paths:
             with contextlib.suppress(Usage):
-                claim = self.locking.stands_before(holder, lock_names.written(path, where))
+                names = lock_names.written(path, where)
+                claim = self.locking.stands_before(holder, names)
                 if claim is not None:
-                    blocked.append(self.blocked_view(path, claim, holder))
+                    blocked.append(self.blocked_view(path, names, claim, holder))
         return {"blocked": blocked}
 
     async def place_for_writes(self, cwd: str, job: Job | None) -> Where:
@@ -99,20 +97,16 @@ class LockMethods:
                 return Where(here, repository.Place(common, top, here[len(top) + 1 :], folds), True)
         return await self.where(cwd, job)
 
-    def blocked_view(self, path: str, claim: Claim, asker: Holder) -> dict[str, Any]:
+    def blocked_view(self, path: str, names: list[Name], claim: Claim, asker: Holder) -> dict[str, Any]:
         now = self.locking.now()
-        _, queue = self.locking.table.why(claim.name)
-        others = [one for one in queue if one.holder.id != asker.id]
-        mine = [one.ticket for one in queue if one.holder.id == asker.id]
-        before = [one for one in others if not mine or one.ticket < min(mine)]
-        at = time.strftime("%H:%M", time.localtime(claim.since))
+        answer = self.locking.table.peek(asker, [Want(name, self.locking.mode_of_write(name)) for name in names], now)
+        assert answer is not None, "a claim stands before it"
         return {
             "path": path,
             **claim_view(claim),
             "holder": self.holder_view(claim.holder),
             "since": iso(claim.since),
-            "waiting": len(others),
-            "text": lock_advice.locked(path, claim, len(others), len(before), at, now),
+            "text": texts.locked(answer, now, day_time),
         }
 
     async def claims_asked(self, ask: protocol.Delegate, parent: Job | None) -> tuple[Want, ...]:
@@ -153,13 +147,11 @@ class LockMethods:
             return
         files = await self.performer.in_prompt_thread(tracked.files, place)
         for name in wide:
-            count = lock_names.covered(name, files, place.folds_case)
-            if files and count > WIDE * len(files):
-                what = f"all {count:,}" if count == len(files) else f"{count:,} of {len(files):,}"
-                raise Usage(f"{escaped(name.text)} claims {what} files; add --broad if meant", "too_broad")
+            count = patterns.covered(name.text, files, place.folds_case)
+            patterns.refuse_broad(name.text, count, len(files))
 
     async def do_lock_release(self, connection: Connection, ask: protocol.ReleaseLock) -> dict[str, Any]:
-        holder = self.holder_asking(connection, ask.owner)
+        holder = self.locking.command(ask.claim) if ask.claim else self.holder_asking(connection, ask.owner)
         table = self.locking.table
         held = {claim.name: claim for claim in table.claims(holder)}
         waiting = [request for request in table.waiting() if request.holder.id == holder.id]
@@ -174,6 +166,8 @@ class LockMethods:
             await self.locking.save(table.give_up(request.ticket, self.locking.now()))
         if found:
             await self.locking.save(table.release(holder, found, self.locking.now()))
+        if ask.claim and ask.all:
+            self.locking.forget(holder)
         return {"released": [str(name) for name in found], "withdrawn": [one.ticket for one in given_up]}
 
     def refuse_foreign(self, names: list[Name], holder: Holder, held: dict[Name, Claim]) -> None:
@@ -203,7 +197,7 @@ class LockMethods:
                 "since": iso(request.since),
                 "reason": request.reason,
                 "position": self.locking.position(request.ticket),
-                "for": [texts.who(one.holder) for one in table.blockers(request)],
+                "for": [texts.holder_text(one.holder) for one in table.blockers(request)],
             }
             for request in table.waiting()
             if scopes is None or any(want.name.scope in scopes for want in request.wants)
@@ -219,7 +213,8 @@ class LockMethods:
             "seconds": max(0.0, self.locking.now() - claim.since),
             "automatic": claim.is_automatic,
             "queue": [
-                {"ticket": one.ticket, "holder": texts.who(one.holder), "since": iso(one.since)} for one in queue
+                {"ticket": one.ticket, "holder": texts.holder_text(one.holder), "since": iso(one.since)}
+                for one in queue
             ],
             "enforced": self.enforced(claim),
         }
@@ -233,7 +228,7 @@ class LockMethods:
             "name": job.name if job is not None else holder.label,
             "pid": job.pid if job is not None else holder.pid,
             "owner": owner,
-            "said": texts.who(holder),
+            "said": texts.holder_text(holder),
         }
 
     def enforced(self, claim: Claim) -> list[str]:
@@ -271,9 +266,9 @@ class LockMethods:
         return {
             "edges": [
                 {
-                    "waiter": texts.who(edge.waiter),
+                    "waiter": texts.holder_text(edge.waiter),
                     "wants": str(edge.want.name),
-                    "for": texts.who(edge.blocker),
+                    "for": texts.holder_text(edge.blocker),
                     "holds": str(edge.held),
                     "ticket": edge.ticket or None,
                 }
@@ -292,8 +287,10 @@ class LockMethods:
             if name is None:
                 return True
             data = entry["data"]
-            told = [data.get("name"), *data.get("names", ()), *(one["name"] for one in data.get("claims", ()))]
-            return any(lock_names.is_about(text, str(data.get("repo", "")), name) for text in told if text)
+            scope = str(data.get("repo", ""))
+            told = [(text, scope) for text in (data.get("name"), *data.get("names", ())) if text]
+            told += [(one["name"], one["repo"]) for one in data.get("claims", ())]
+            return any(lock_names.is_about(text, whose, name) for text, whose in told)
 
         rows = await asyncio.wrap_future(
             self.engine.store.ask(
@@ -319,19 +316,21 @@ class LockMethods:
         held = [claim for name in names for claim in self.locking.table.who(name)]
         if not held:
             raise Refused(f"{names[0]} is not held by anybody; agentd locks lists what is", "not_held")
-        await self.locking.save(self.locking.table.break_(names, self.locking.now(), ask.owner, ask.reason[:500]))
-        for holder in {claim.holder.id: claim.holder for claim in held}.values():
-            await self.tell_holder(holder, [one for one in held if one.holder.id == holder.id], ask)
-        return {"broken": [claim_view(claim) | {"holder": texts.who(claim.holder)} for claim in held]}
+        facts = self.locking.table.break_(names, self.locking.now(), ask.owner or "the user", ask.reason[:500])
+        await self.locking.save(facts)
+        for fact in facts:
+            if isinstance(fact, Broken):
+                await self.tell_holder(fact, ask.kill)
+        return {"broken": [claim_view(claim) | {"holder": texts.holder_text(claim.holder)} for claim in held]}
 
-    async def tell_holder(self, holder: Holder, claims: list[Claim], ask: protocol.BreakLock) -> None:
+    async def tell_holder(self, lost: Broken, is_ended: bool) -> None:
+        holder = lost.claim.holder
         job = self.engine.jobs.get(int(holder.key)) if holder.kind == "job" else None
         if job is None or job.is_done:
             return
-        if ask.kill:
+        if is_ended:
             await self.engine.apply(job.id, on.KillAsked(time.time(), "lock break", ladder(None, None)))
         elif job.progress is not None:
-            text = texts.lost(claims, ask.reason, self.locking.now())
-            await self.tell_runner(job, "notice", text)
+            await self.tell_runner(job, "notice", texts.lost(lost, day_time))
 
     tell_runner: Callable[..., Any]

@@ -1,7 +1,6 @@
 """What a word means as the name of a lock for somebody who types it in a folder."""
 
 import os
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from agentd.core import locknames, patterns
@@ -70,10 +69,6 @@ def _file(text: str, cwd: str) -> Name:
     if text.endswith(("/", "/.")) or text == ".":
         return locknames.name_of(f"file:{real}/**" if real != "/" else "file:/")
     return locknames.name_of(f"file:{real}")
-
-
-def covered(name: Name, files: Iterable[str], fold: bool) -> int:
-    return patterns.covered(name.text, files, fold)
 
 
 def is_about(told: str, scope: str, name: Name) -> bool:

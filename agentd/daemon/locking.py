@@ -57,6 +57,7 @@ SESSION_S = 1800.0
 STARVED_S = 1800.0
 MOST_SEEN = 1000
 """Claims of one job by writes that were seen. What it writes beyond is claimed only where it meets somebody else's."""
+SERVED_KEPT = 1000
 
 
 class Locking:
@@ -77,9 +78,13 @@ class Locking:
         self.mark()
         self.waiters: dict[int, asyncio.Future[Granted | None]] = {}
         """Who is connected and waits, by ticket. None: the request is gone."""
+        self.served: dict[int, tuple[Want, ...]] = {}
+        """The last tickets that came to their turn."""
         self.keys: dict[str, str] = {}
         """The claim file of each holder that is no job."""
         self.owners: dict[str, str] = {}
+        self.leaders: dict[str, process.Identity | None] = {}
+        """Of people: the process that leads their session, by owner."""
         self.watched: dict[str, int] = {}
         """A pidfd of each holder that is no job."""
         self.helpers: dict[int, set[int]] = {}
@@ -101,9 +106,7 @@ class Locking:
         """Hold all of it when this returns; NotNow if it could not be had in ``wait`` seconds (None: no limit), with
         the ticket that keeps the place; exit 76 if it never could."""
         if ticket is not None and not wants:
-            wants = next((one.wants for one in self.table.waiting() if one.ticket == ticket), ())
-            if not wants:
-                raise Refused(f"there is no ticket {ticket}, or no longer; ask again by name", "bad_ticket")
+            wants = self.asked_with(ticket)
         answer, facts = self.table.ask(holder, wants, self.now(), reason, ticket, wait is None or wait > 0)
         try:
             await self.save(facts, must=False)
@@ -118,9 +121,17 @@ class Locking:
             case Deadlock():
                 raise AgentdError(texts.deadlock(answer), "deadlock", EXIT_DEADLOCK)
             case Busy():
-                raise NotNow(texts.busy(answer, self.now()), "busy")
+                raise NotNow(texts.locked(answer, self.now(), day_time, is_person(holder)), "busy")
             case Queued():
-                raise NotNow(texts.timed_out(answer, self.now()), "timeout")
+                raise NotNow(texts.locked(answer, self.now(), day_time, is_person(holder)), "timeout")
+
+    def asked_with(self, ticket: int) -> Sequence[Want]:
+        """What a ticket is for, also when its turn has come meanwhile."""
+        waiting = next((one.wants for one in self.table.waiting() if one.ticket == ticket), None)
+        known = self.served.get(ticket) if waiting is None else waiting
+        if known is None:
+            raise Refused(f"there is no ticket {ticket}, or no longer; ask again by name", "bad_ticket")
+        return known
 
     def take_back(self, answer: Answer, holder: Holder) -> None:
         """It could not be saved, or nobody waits for the answer: as if it had not been asked."""
@@ -252,7 +263,10 @@ class Locking:
 
     def wake(self, fact: LockFact) -> None:
         match fact:
-            case Granted(holder=holder, ticket=ticket) if ticket:
+            case Granted(holder=holder, claims=claims, ticket=ticket) if ticket:
+                self.served[ticket] = tuple(Want(claim.name, claim.mode) for claim in claims)
+                if len(self.served) > SERVED_KEPT:
+                    del self.served[next(iter(self.served))]
                 self.answer(ticket, fact)
                 self.admit(holder)
             case Withdrawn(request=request):
@@ -283,14 +297,14 @@ class Locking:
                 yield Notice("lock.granted", data, self.about(holder))
             case Queued(request=request, blockers=blockers):
                 data = {"ticket": request.ticket, **asked_view(request.wants)}
-                data["for"] = [texts.who(one.holder) for one in blockers[:10]]
+                data["for"] = [texts.holder_text(one.holder) for one in blockers[:10]]
                 yield Notice("lock.queued", data, self.about(request.holder))
             case Deadlock(holder=holder, wants=wants):
                 yield Notice("lock.deadlock", {**asked_view(wants), "said": texts.deadlock(fact)}, self.about(holder))
             case Noted(claim=claim):
                 yield Notice("lock.noted", claim_view(claim), self.about(claim.holder))
             case Contested(claim=claim, others=others):
-                data = {**claim_view(claim), "others": [texts.who(one.holder) for one in others]}
+                data = {**claim_view(claim), "others": [texts.holder_text(one.holder) for one in others]}
                 yield Notice("lock.contested", data, self.about(claim.holder))
             case Released(claims=claims, why=why):
                 yield Notice("lock.released", {"why": why, **names_view(claims)}, self.about(claims[0].holder))
@@ -373,7 +387,7 @@ class Locking:
         for request in self.table.waiting():
             if request.holder.id == f"job:{job.id}":
                 first = next(iter(self.table.blockers(request)), None)
-                return "lock" if first is None else f"lock {first.name}, held by {texts.who(first.holder)}"
+                return "lock" if first is None else f"lock {first.name}, held by {texts.holder_text(first.holder)}"
         return "lock"
 
     def on_change(self, was: Job | None, job: Job) -> None:
@@ -443,8 +457,7 @@ class Locking:
         """The final word: what another job, or somebody, has claimed for themselves since."""
         found = self.table.blocking(self.holder_of(job), changed, common)
         if found:
-            path, claim = found[0]
-            raise Refused(texts.contested(job, path, claim, len(found), self.now()), "contested")
+            raise Refused(texts.refused_merge(str(job.id), found), "contested")
 
     # --- commands and people --------------------------------------------------------------------------------
 
@@ -460,12 +473,15 @@ class Locking:
 
     def session(self, owner: str, leader: dict[str, int | str] | None) -> Holder:
         """A person: as alive as the process that leads their session."""
-        key = next((key for id, key in self.keys.items() if id == f"session:{owner}"), None) or os.urandom(16).hex()
         pid = int(leader["pid"]) if leader is not None else None
-        holder = Holder("session", owner, "", None, pid)
-        claimfile.write(self.state_dir, key, {"owner": owner, "who": leader, "until": time.time() + SESSION_S})
-        self.owners[holder.id] = owner
-        self.watch(holder, key, leader)
+        holder = Holder("session", owner, owner, None, pid)
+        if leader is None or self.leaders.get(owner) != leader:
+            key = self.keys.get(holder.id) or os.urandom(16).hex()
+            claimfile.write(self.state_dir, key, {"owner": owner, "who": leader, "until": time.time() + SESSION_S})
+            self.owners[holder.id] = owner
+            self.unwatch(holder)
+            self.watch(holder, key, leader)
+            self.leaders[owner] = leader
         return holder
 
     def watch(self, holder: Holder, key: str, who: process.Identity | None) -> bool:
@@ -493,9 +509,7 @@ class Locking:
 
     def on_gone(self, holder: Holder) -> None:
         """The process has ended. A command's claim stands as long as anything that it started."""
-        pidfd = self.watched.pop(holder.id)
-        self.engine.loop.remove_reader(pidfd)
-        os.close(pidfd)
+        self.unwatch(holder)
         key = self.keys[holder.id]
         if holder.kind == "command" and claimfile.is_held(self.state_dir, key):
             self.wait_for_rest(holder, key)
@@ -515,11 +529,25 @@ class Locking:
 
     async def let_go(self, holder: Holder) -> None:
         """It is gone."""
-        key = self.keys.pop(holder.id, None)
         await self.save(self.table.end(holder, self.now()))
-        self.owners.pop(holder.id, None)
+        key = self.keys.get(holder.id)
+        self.forget(holder)
         if key is not None:
             claimfile.remove(self.state_dir, key)
+
+    def forget(self, holder: Holder) -> None:
+        """It has nothing any more."""
+        self.unwatch(holder)
+        self.keys.pop(holder.id, None)
+        self.owners.pop(holder.id, None)
+        if holder.kind == "session":
+            self.leaders.pop(holder.key, None)
+
+    def unwatch(self, holder: Holder) -> None:
+        pidfd = self.watched.pop(holder.id, None)
+        if pidfd is not None:
+            self.engine.loop.remove_reader(pidfd)
+            os.close(pidfd)
 
     # --- after a restart ------------------------------------------------------------------------------------
 
@@ -549,13 +577,15 @@ class Locking:
         for key, record in sorted(records.items(), key=lambda item: item[1].get("token") or 0):
             who = record.get("who")
             if "wants" not in record:
-                holder = Holder("session", str(record.get("owner", "")) or "?", "", None, who["pid"] if who else None)
+                owner = str(record.get("owner", "")) or "?"
+                holder = Holder("session", owner, owner, None, int(who["pid"]) if who else None)
                 is_alive = who is not None or float(record.get("until", 0.0)) > time.time()
                 if not is_alive or not self.watch(holder, key, who):
                     claimfile.remove(self.state_dir, key)
                     self.keys.pop(holder.id, None)
                 else:
                     self.owners[holder.id] = holder.key
+                    self.leaders[holder.key] = who
                 continue
             if not claimfile.is_held(self.state_dir, key):
                 claimfile.remove(self.state_dir, key)
@@ -632,6 +662,14 @@ def asked_view(wants: Iterable[Want]) -> dict[str, object]:
         "modes": [MODES[want.mode] for want in asked],
         "repo": scope_of([want.name for want in asked]),
     }
+
+
+def day_time(at: float) -> str:
+    return time.strftime("%H:%M", time.localtime(at))
+
+
+def is_person(holder: Holder) -> bool:
+    return holder.kind != "job"
 
 
 def scope_of(names: list[Name]) -> str:

@@ -16,6 +16,7 @@ import msgspec
 from agentd import __version__, agents, config, jobdir, paths, protocol
 from agentd.core import events as on
 from agentd.core import machine, names, schedule
+from agentd.core.credentials import is_secret
 from agentd.core.errors import AgentdError, NotNow, Refused, Usage
 from agentd.core.job import (
     PARKED,
@@ -52,7 +53,6 @@ from agentd.git.run import Repo
 from agentd.protocol import Request
 from agentd.store import Entry
 
-SECRET_MARKS = ("KEY", "TOKEN", "SECRET", "PASSW", "CREDENTIAL")
 ENDING_SIGNALS = ("HUP", "INT", "QUIT", "TERM", "KILL", "ABRT")
 DIRT_PATIENCE_S = 0.015
 SMALL_INDEX = 1 << 20
@@ -323,7 +323,7 @@ class Methods(LockMethods):
         """What may be written down, and what travels in memory only. ``more``: variables that are granted."""
         given = agents.kind(ask.agent).environment(ask.environment, more)
         listed = {*self.settings.secrets.names, *ask.secrets}
-        hidden = {n: v for n, v in given.items() if n in listed or any(m in n.upper() for m in SECRET_MARKS)}
+        hidden = {n: v for n, v in given.items() if n in listed or is_secret(n)}
         return {name: value for name, value in given.items() if name not in hidden}, hidden
 
     # --- waiting --------------------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ import re
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
+from agentd.core import lock_texts as texts
 from agentd.core import locknames
 from agentd.core.claims import Holder, Name
 from agentd.core.errors import AgentdError, Usage
 from agentd.core.job import Done, Job, Worktree
-from agentd.core.lock_advice import overlap as advice
 from agentd.core.machine import Notice
 from agentd.daemon.engine import Engine, Locks
 from agentd.daemon.locking import Locking, has_work
@@ -201,7 +201,7 @@ class Overlaps:
         await self.locking.tell(*(Notice("overlap", data, who) for who in about.values()))
         for job, other in zip(jobs, reversed(jobs), strict=True):
             if job.progress is not None and not job.is_done:
-                await self.tell(job, advice(self.locking.holder_of(other), paths, verdict, conflicts))
+                await self.tell(job, texts.overlap(self.locking.holder_of(other), paths, verdict, conflicts))
 
     def is_shared(self, path: str) -> bool:
         return self.locking.policy_of(Name("path", "", path)) == "share"

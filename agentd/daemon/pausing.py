@@ -79,7 +79,7 @@ class Pausing:
         if not await self.signal(path, "STOP", tree=True):
             jobdir.remove_quietly(f"{path}/{RECORD}")
             return False
-        held = {} if claim is None else {"holder": texts.who(claim.holder), "held": str(claim.name)}
+        held = {} if claim is None else {"holder": texts.holder_text(claim.holder), "held": str(claim.name)}
         await self.tell(job, "lock.paused", {"name": str(name), "repo": name.scope, **held})
         return True
 

@@ -148,20 +148,26 @@ class Performer:
     async def _prepare(self, job: Job, plan: Plan) -> on.WorktreeMade | None:
         spec = jobdir.read(self.attempt_dir(job), "spec.json") or {}
         folder, has_changes = job_dir(self.state_dir, job), bool(spec.get("with_changes"))
-        excluded = await self.in_thread(before_worktree, folder, plan, has_changes)
+        _, excluded, admin = await all_of(
+            self.in_thread(note_repository, folder, plan, 1),
+            self.in_thread(note_excluded, folder, plan, has_changes),
+            self.in_thread(recover_or_check, plan),
+        )
         if excluded:
             await self.engine.note(job.id, "worktree.excludes", excluded)
-        admin = await self.in_thread(worktree.recover, plan)
+        ignored = None
         if admin is None:
-            await self.in_thread(worktree.preflight, plan)
             admin = await self.in_thread(worktree.add, plan)
             if not await self._begin(job, "checkout"):
                 return None
-            await self.in_thread(checkout, plan, admin, spec.get("umask", 0o077))
+            ignored, _ = await all_of(
+                self.in_thread(fill.ignored_folders, plan.repo),
+                self.in_thread(checkout, plan, admin, spec.get("umask", 0o077)),
+            )
         if not await self._begin(job, "fill"):
             return None
         await self.in_thread(note_own_commands, job_dir(self.state_dir, job), plan, admin)
-        filled = await self.in_thread(fill.fill, plan, admin, plan.repo.top)
+        filled = await self.in_thread(fill.fill, plan, admin, plan.repo.top, fill.MAX_BYTES, ignored)
         record = {"admin": admin, **dataclasses.asdict(filled)}
         await self.in_thread(jobdir.write, job_dir(self.state_dir, job), "worktree.json", record)
         return on.WorktreeMade(time.time(), admin, filled.copied, shown(filled.linked), filled.missing, filled.notes)
@@ -543,6 +549,15 @@ class Performer:
         shutil.rmtree(str(job.shelf.entry["folder"]), ignore_errors=True)
 
 
+async def all_of(*work: Awaitable[Any]) -> list[Any]:
+    """What comes of each. All have ended when one's exception rises: the first, in their order."""
+    done = await asyncio.gather(*work, return_exceptions=True)
+    for one in done:
+        if isinstance(one, BaseException):
+            raise one
+    return done
+
+
 def be_nice() -> None:
     """This thread, and the programs that it starts."""
     thread = threading.get_native_id()
@@ -557,9 +572,8 @@ def shown(paths: tuple[str, ...]) -> tuple[str, ...]:
 # --- in worker threads --------------------------------------------------------------------------------------
 
 
-def before_worktree(folder: str, plan: Plan, has_changes: bool) -> dict[str, object] | None:
-    """Note how the repository stood before the job, and what of the user's tree the job will not have."""
-    note_repository(folder, plan, 1)
+def note_excluded(folder: str, plan: Plan, has_changes: bool) -> dict[str, object] | None:
+    """Note what of the user's tree the job will not have."""
     excluded = jobdir.read(folder, "excluded.json")
     if excluded is not None or has_changes or plan.repo.top is None:
         return None
@@ -573,6 +587,14 @@ def before_worktree(folder: str, plan: Plan, has_changes: bool) -> dict[str, obj
     return found if dirt.modified or dirt.untracked else None
 
 
+def recover_or_check(plan: Plan) -> str | None:
+    """The worktree that a daemon before us made; else None, and one can be made."""
+    admin = worktree.recover(plan)
+    if admin is None:
+        worktree.preflight(plan)
+    return admin
+
+
 def note_repository(folder: str, plan: Plan, attempt: int) -> None:
     """How it stands before an attempt: what was changed before that is none of the attempt's doing. The commands that
     its configuration names are those from before the job, whoever changed them since."""
@@ -580,8 +602,9 @@ def note_repository(folder: str, plan: Plan, attempt: int) -> None:
     if known is not None and known.get("attempt", 1) >= attempt:
         return
     common = plan.repo.common
-    commands = fingerprint.command_keys(common) if known is None else known["commands"]
-    stands = {"before": fingerprint.fingerprint(common), "commands": commands, "attempt": attempt}
+    before = fingerprint.fingerprint(common)
+    commands = fingerprint.commands_in(before) if known is None else known["commands"]
+    stands = {"before": before, "commands": commands, "attempt": attempt}
     jobdir.write(folder, "repository.json", (known or {}) | stands)
 
 

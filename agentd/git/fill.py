@@ -28,11 +28,15 @@ class Filled:
     """Why something that was asked for was not put in."""
 
 
-def fill(plan: Plan, admin: str, top: str | None, max_bytes: int = MAX_BYTES) -> Filled:
-    """Put the ignored files into a fresh worktree; nothing that is there is overwritten."""
+def fill(
+    plan: Plan, admin: str, top: str | None, max_bytes: int = MAX_BYTES, ignored: list[str] | None = None
+) -> Filled:
+    """Put the ignored files into a fresh worktree; nothing that is there is overwritten. ``ignored``: the calling
+    tree's ignored folders, if they have been looked for."""
     if top is None:
         return Filled()
-    source = calling_tree(Repo(plan.repo.common, top, plan.repo.git_dir))
+    repo = Repo(plan.repo.common, top, plan.repo.git_dir)
+    source = calling_tree(repo)
     target = tree_of(plan, admin)
     try:
         copied = _copy_all(source, target, _asked_for(source, ".worktreeinclude"), max_bytes)
@@ -40,7 +44,9 @@ def fill(plan: Plan, admin: str, top: str | None, max_bytes: int = MAX_BYTES) ->
     except (GitFailed, OSError) as failure:
         raise sentence(failure, f"put ignored files into the worktree of job {plan.job}") from failure
     manifest = {path: digest(os.path.join(target.path, path)) for path in (*copied, *linked)}
-    return Filled(tuple(copied), tuple(linked), _missing(source, target), manifest, tuple(notes))
+    folders = ignored_folders(repo) if ignored is None else ignored
+    absent = [path for path in folders if not os.path.lexists(os.path.join(target.path, path))]
+    return Filled(tuple(copied), tuple(linked), tuple(absent[:MISSING_SHOWN]), manifest, tuple(notes))
 
 
 def _asked_for(source: Tree, name: str, *how: str) -> list[str]:
@@ -128,13 +134,13 @@ def _is_ignored(tree: Tree, path: str) -> bool:
     return bool(git(["check-ignore", "-z", "--stdin"], at=tree, input=path + "\0", ok=(0, 1)))
 
 
-def _missing(source: Tree, target: Tree) -> tuple[str, ...]:
-    """Ignored folders near the top that the calling tree has and the worktree has not."""
+def ignored_folders(repo: Repo) -> list[str]:
+    """Those near the top of the calling tree; none if there is no tree, or git does not say in time."""
+    if repo.top is None:
+        return []
     query = ["ls-files", "-o", "-i", "--exclude-standard", "--directory", "-z"]
     try:
-        entries = zsplit(git(query, at=source, timeout=5))
+        entries = zsplit(git(query, at=calling_tree(repo), timeout=5))
     except GitFailed:
-        return ()
-    folders = [path.rstrip("/") for path in entries if path.endswith("/") and path.count("/") <= MISSING_DEPTH]
-    absent = [path for path in folders if not os.path.lexists(os.path.join(target.path, path))]
-    return tuple(absent[:MISSING_SHOWN])
+        return []
+    return [path.rstrip("/") for path in entries if path.endswith("/") and path.count("/") <= MISSING_DEPTH]

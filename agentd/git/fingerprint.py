@@ -93,6 +93,12 @@ def command_keys(common: str, admin: str | None = None) -> dict[str, str]:
     return {key: value for key, value in _config(common, admin).items() if COMMANDS.fullmatch(key)}
 
 
+def commands_in(marks: dict[str, str]) -> dict[str, str]:
+    """The same, of the repository's own config, out of a fingerprint."""
+    keys = {name.removeprefix("config:"): value for name, value in marks.items() if name.startswith("config:")}
+    return {key: value for key, value in keys.items() if COMMANDS.fullmatch(key)}
+
+
 def dangerous_config(before: dict[str, str], after: dict[str, str]) -> list[str]:
     """The keys of ``command_keys`` that came or changed. One that went away runs nothing."""
     return sorted(key for key, value in after.items() if before.get(key) != value)

@@ -9,7 +9,7 @@ from agentd import files
 from agentd.core.errors import Refused, Usage
 from agentd.git.run import GitFailed, Repo, Tree, git, refuse_pipes
 
-__all__ = ["Place", "Repo", "Settled", "Tree", "calling_tree", "find", "ref_value", "settle"]
+__all__ = ["Place", "Repo", "Settled", "Tree", "calling_tree", "find", "ref_value", "refs_there", "settle"]
 
 SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
@@ -63,20 +63,29 @@ class Place:
 
 
 def find(cwd: str) -> Place | None:
-    """The working tree that ``cwd`` is in; None if it is in none."""
+    """The working tree that ``cwd`` is in; None if it is in none. As git finds it, but without a git: whoever claims a
+    path waits for this."""
     if not os.path.isdir(cwd):
         raise Refused(f"there is no folder {cwd}; go to another one, and try again", code="no_folder")
-    _refuse_pipes_above(cwd)
-    try:
-        common, prefix, top = _fields(
-            git(["rev-parse", "--git-common-dir", "--show-prefix", "--show-toplevel"], cwd=cwd), 3, cwd
-        )
-    except GitFailed as failure:
-        if re.search("not a git repository|must be run in a work tree", failure.stderr):
+    real = os.path.realpath(cwd)
+    top = real
+    while True:
+        git_dir = os.path.join(top, ".git")
+        if not os.path.isdir(git_dir) and os.path.lexists(git_dir):
+            git_dir = os.path.join(top, _line(git_dir).removeprefix("gitdir: "))
+        if _is_git_dir(git_dir):
+            break
+        if top == os.path.dirname(top):
             return None
-        raise _refusal(failure, cwd, None) from None
-    real = _real(cwd, common)
-    return Place(real, os.path.realpath(top), prefix.rstrip("/"), folds_case(real))
+        top = os.path.dirname(top)
+    common = os.path.realpath(os.path.join(git_dir, _line(os.path.join(git_dir, "commondir"))))
+    prefix = os.path.relpath(real, top) if real != top else ""
+    return Place(common, top, prefix, folds_case(common))
+
+
+def _is_git_dir(path: str) -> bool:
+    parts = ("HEAD", "commondir") if os.path.exists(os.path.join(path, "commondir")) else ("HEAD", "objects", "refs")
+    return all(os.path.lexists(os.path.join(path, part)) for part in parts)
 
 
 @functools.lru_cache(maxsize=256)
@@ -174,3 +183,9 @@ def calling_tree(repo: Repo) -> Tree:
 
 def ref_value(at: Tree | Repo, ref: str) -> str | None:
     return git(["rev-parse", "--verify", "-q", ref], at=at, ok=(0, 1)).strip() or None
+
+
+def refs_there(at: Tree | Repo, refs: list[str]) -> list[str]:
+    """Those of ``refs`` that exist: one git for all of them."""
+    answers = git(["cat-file", "--batch-check"], at=at, input="".join(f"{ref}\n" for ref in refs)).splitlines()
+    return [ref for ref, answer in zip(refs, answers, strict=True) if answer != f"{ref} missing"]

@@ -30,7 +30,7 @@ from agentd.git.plan import (
     remove_tree,
     tree_of,
 )
-from agentd.git.repository import ref_value
+from agentd.git.repository import ref_value, refs_there
 from agentd.git.run import GitFailed, git, locked, mutex, sentence
 from agentd.git.trash import Trashed, forget, restore, to_trash
 from agentd.git.unchanged import is_unchanged, remove_unchanged
@@ -75,12 +75,9 @@ def preflight(plan: Plan) -> None:
 
 def _refuse_branch_in_the_way(plan: Plan) -> None:
     levels = plan.branch.split("/")
-    for prefix in ("/".join(levels[:n]) for n in range(1, len(levels))):
-        if ref_value(plan.repo, f"refs/heads/{prefix}"):
-            message = f'cannot create {plan.branch} because branch "{prefix}" exists'
-            raise Refused(
-                f"{message}; rename it, or set worktree.branch_prefix in agentd.toml", code="branch_in_the_way"
-            )
+    for ref in refs_there(plan.repo, [f"refs/heads/{'/'.join(levels[:n])}" for n in range(1, len(levels))]):
+        message = f'cannot create {plan.branch} because branch "{ref.removeprefix("refs/heads/")}" exists'
+        raise Refused(f"{message}; rename it, or set worktree.branch_prefix in agentd.toml", code="branch_in_the_way")
 
 
 def _refuse_read_only(plan: Plan) -> None:
