@@ -54,7 +54,11 @@ def test_a_write_to_what_another_claims_is_refused_with_all_there_is_to_know(sit
     refused, other = site.results(agent)[:2]
     assert refused.startswith("src/f0.txt was not written.\n[agentd:locked] src/f0.txt is claimed by job")
     assert f'job {holder} "holder" (path:src/f0*, exclusive) since ' in refused and hint in refused
-    assert "coordination, not a fault" in refused and "(wait; you are 1st, ticket " in refused and "through the shell" in refused
+    assert (
+        "coordination, not a fault" in refused
+        and "(wait; you are 1st, ticket " in refused
+        and "through the shell" in refused
+    )
     assert other.startswith("made: other.txt")
     site.say("end")
     site.done(agent)
