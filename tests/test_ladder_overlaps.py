@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -76,10 +77,45 @@ def test_three_agents_overlap_and_each_is_told(site: Site) -> None:
     for id in (first, second, third):
         site.done(id)
     of_second, of_third = site.heard(first)
-    assert f'job {second} "' in of_second and "The two changes conflict as they are now, in src/f0.txt" in of_second
+    assert f'job {second} "' in of_second and "the two changes conflict, in src/f0.txt" in of_second
     assert f'job {third} "' in of_third and "merge cleanly" in of_third
     (of_first,) = site.heard(second)
     assert f'job {first} "' in of_first and "conflict" in of_first
+
+
+def test_files_that_everybody_adds_to_are_told_of_only_if_they_conflict(site: Site) -> None:
+    """And what was told is not told again, by the next daemon neither."""
+    gitrepo.write(Path(site.repo) / "pkg" / "__init__.py", "".join(f"line {n}\n" for n in range(9)))
+    gitrepo.run(site.repo, "add", "-A")
+    gitrepo.run(site.repo, "commit", "-q", "-m", "package")
+    first = site.command(f"sed -i '1s/$/ first/' pkg/__init__.py; {site.wait_for('end')}")
+    more = f"{site.wait_for('more')}; sed -i '1s/$/ second/' pkg/__init__.py; {site.wait_for('end')}"
+    second = site.command(f"sed -i '9s/$/ second/' pkg/__init__.py; {more}")
+    faultlab.until(lambda: [one["verdict"] for one in site.client.job(first)["job"]["overlaps"]] == ["clean"], 60)
+    assert site.events("overlap", "lock.contested") == []
+    assert site.claims()["path:pkg/__init__.py", second]["mode"] == "append"
+    site.say("more")
+    site.until("overlap", jobs=[first, second], verdict="conflicting")
+    os.kill(int(site.client.ask("daemon.status")["pid"]), signal.SIGKILL)
+    faultlab.until(lambda: [one["job"] for one in site.client.job(second)["job"]["overlaps"]] == [first], 60)
+    site.say("end")
+    site.done(first)
+    assert "conflicting: pkg/__init__.py" in site.shell.ok("inspect", str(second))
+    assert len(site.events("overlap")) == 1
+
+
+def test_a_job_too_short_to_be_watched_claims_what_it_changed(site: Site) -> None:
+    first = site.command("echo first > src/f0.txt")
+    site.done(first)
+    faultlab.until(lambda: site.claims().get(("path:src/f0.txt", first), {}).get("state") == "pending", 60)
+    second = site.command(f"echo second > src/f0.txt; {site.wait_for('end')}")
+    told = site.until("overlap", jobs=[first, second])
+    assert told["data"]["verdict"] == "conflicting"
+    site.shell.ok("rm", str(first))
+    faultlab.until(lambda: ("path:src/f0.txt", first) not in site.claims())
+    assert site.claims()["path:src/f0.txt", second]["state"] == "active", "it is its own now"
+    assert site.client.job(second)["job"]["overlaps"] == []
+    site.say("end")
 
 
 def test_the_verdict_is_that_of_git_merge(site: Site) -> None:

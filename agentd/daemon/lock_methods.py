@@ -239,7 +239,9 @@ class LockMethods:
             return ["agentd"]
         if not is_blocking(claim):
             return ["watch"] if self.is_watched(claim) else []
-        found = ["merge", "tools", *(["commit"] if self.settings.locks.commit_guard else [])]
+        found = ["merge"]
+        if self.locking.is_marked:  # else nobody asks
+            found += ["tools", *(["commit"] if self.settings.locks.commit_guard else [])]
         return [*found, "watch"] if self.is_watched(claim) else found
 
     def is_watched(self, claim: Claim) -> bool:

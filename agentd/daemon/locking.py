@@ -75,6 +75,7 @@ class Locking:
         self.settings = settings
         self.claimed = {claim.key for claim in self.table.claims() if is_barrier(claim)}
         """Paths and files that somebody keeps others from."""
+        self.is_marked = False
         self.mark()
         self.waiters: dict[int, asyncio.Future[Granted | None]] = {}
         """Who is connected and waits, by ticket. None: the request is gone."""
@@ -238,6 +239,7 @@ class Locking:
                 os.unlink(path)
         except OSError as error:  # then they ask too often, or are sent back by the merge only
             print(f"agentd: cannot write {path}: {error.strerror}", file=sys.stderr, flush=True)
+            return
         self.is_marked = is_marked
 
     # --- saving and telling ---------------------------------------------------------------------------------

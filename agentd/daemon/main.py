@@ -254,6 +254,8 @@ class Daemon:
         for entry in entries:
             if entry.job in self.engine.jobs:
                 self.watching.consider(self.engine.jobs[entry.job])
+            if entry.type == "job.result":
+                self.methods.overlaps.on_result(entry.job)
             if entry.type in ("job.merged", "job.removed"):
                 self.methods.overlaps.forget(entry.job)
 

@@ -15,6 +15,7 @@ from agentd.core.claims import Holder, Name
 from agentd.core.errors import AgentdError, Usage
 from agentd.core.job import Done, Job, Worktree
 from agentd.core.machine import Notice
+from agentd.core.text import decode
 from agentd.daemon.engine import Engine, Locks
 from agentd.daemon.locking import Locking, has_work
 from agentd.daemon.perform import Performer, job_dir, plan_of, refuse_changed_commands, sentence_of, words_of
@@ -25,14 +26,18 @@ LATER_S = 1.5
 PATHS_TOLD = 50
 ASIDE = re.compile(r"(?:^|/)\.[^/]*\.\d+\.agentd$")
 """What a tool writes before it is renamed into place."""
-Told = tuple[str, tuple[str, ...], tuple[str, ...], str]
-"""Verdict, paths that both change, files in conflict, why there is no verdict."""
+Found = dict[str, Any]
+"""What an event tells; without a verdict the two have nothing in common."""
+
+
+NOTHING: Found = {}
 
 
 class Pair:
     def __init__(self, jobs: tuple[int, int]) -> None:
         self.jobs = jobs
-        self.told: Told | None = None
+        self.found: Found | None = None
+        """At the last look, and told if it is worth telling."""
         self.timer: asyncio.TimerHandle | None = None
         self.is_looked_at = False
         self.is_stale = False
@@ -68,6 +73,12 @@ class Overlaps:
     def on_wrote(self, id: int, paths: tuple[str, ...]) -> None:
         self.writes[id] = self.writes.get(id, 0) + 1
         self.engine.spawn(self.note(id, paths))
+
+    def on_result(self, id: int) -> None:
+        """It is over. One that the watcher never saw, as it was so short, has changed what its result tells."""
+        stat = (self.engine.jobs[id].result or {}).get("diffstat")
+        if id not in self.writes and isinstance(stat, dict):
+            self.on_wrote(id, tuple(row[0] for row in stat["paths"]))
 
     async def note(self, id: int, paths: Iterable[str]) -> None:
         job = self.engine.jobs.get(id)
@@ -114,8 +125,10 @@ class Overlaps:
 
     async def look(self, pair: Pair) -> None:
         try:
+            if pair.found is None:
+                pair.found = await self.told_before(pair)
             async with self.one_look:
-                found = await self.found_of(pair)
+                found = await self.compared(pair)
         finally:
             pair.is_looked_at = False
         if found is None:
@@ -123,34 +136,50 @@ class Overlaps:
             return
         if any(is_being_settled(self.engine.jobs[id]) for id in pair.jobs) or pair.is_stale:
             self.look_soon(pair)
-        if found != pair.told:
-            pair.told = found
+        if found != pair.found:
+            pair.found = found
             await self.report(pair, found)
 
-    async def found_of(self, pair: Pair) -> Told | None:
+    async def told_before(self, pair: Pair) -> Found:
+        """By this daemon or the last one."""
+        query = "SELECT data FROM events WHERE type = 'overlap' AND job IN (?, ?) ORDER BY seq DESC LIMIT 100"
+        rows = await asyncio.wrap_future(self.engine.store.ask(lambda db: db.execute(query, pair.jobs).fetchall()))
+        told: Iterable[Found] = (decode(row[0]) for row in rows)
+        return next((one for one in told if one["jobs"] == list(pair.jobs)), NOTHING)
+
+    async def compared(self, pair: Pair) -> Found | None:
         """None: one of them has nothing that could be merged, or not any more."""
         works = []
-        for id in pair.jobs:
-            job = self.engine.jobs[id]
-            if not is_open(job):
-                return None
-            async with self.turns.of(id):
-                if is_being_settled(self.engine.jobs[id]):
-                    return pair.told or ("", (), (), "")
-                try:
-                    works.append(await self.work_of(job))
-                except (AgentdError, GitFailed, OSError) as error:
-                    self.works.pop(id, None)
-                    return "unknown", (), (), sentence_of(error)
         try:
+            for id in pair.jobs:
+                async with self.turns.of(id):
+                    job = self.engine.jobs[id]
+                    if not is_open(job):
+                        return None
+                    if is_being_settled(job):
+                        return pair.found
+                    works.append(await self.work_of(job))
             one, other = works
             conflicts = await self.performer.in_thread(overlap.conflicts, one, other)
         except (AgentdError, GitFailed, OSError) as error:
-            self.works.clear()  # somebody took away objects that nothing held
-            return "unknown", (), (), sentence_of(error)
-        paths = tuple(sorted(one.changed & other.changed))
-        verdict = "conflicting" if conflicts else "clean" if paths else ""
-        return verdict, paths, tuple(conflicts), ""
+            self.works.clear()  # somebody may have taken away objects that nothing held
+            return self.found(pair, "unknown", [], []) | {"error": sentence_of(error)}
+        paths = sorted(one.changed & other.changed)
+        return (
+            self.found(pair, "conflicting" if conflicts else "clean", paths, conflicts)
+            if paths or conflicts
+            else NOTHING
+        )
+
+    def found(self, pair: Pair, verdict: str, paths: list[str], conflicts: list[str]) -> Found:
+        return {
+            "jobs": list(pair.jobs),
+            "names": [self.engine.jobs[id].name for id in pair.jobs],
+            "paths": paths[:PATHS_TOLD],
+            "count": len(paths),
+            "verdict": verdict,
+            "conflicts": conflicts[:PATHS_TOLD],
+        }
 
     async def work_of(self, job: Job) -> overlap.Work:
         mark = (self.writes.get(job.id, 0), f"{job.attempt} {type(job.state).__name__}")
@@ -182,26 +211,16 @@ class Overlaps:
 
     # --- telling --------------------------------------------------------------------------------------------
 
-    async def report(self, pair: Pair, found: Told) -> None:
-        verdict, paths, conflicts, why = found
-        jobs = [self.engine.jobs[id] for id in pair.jobs]
-        if not verdict or (verdict == "clean" and all(self.is_shared(path) for path in paths)):
+    async def report(self, pair: Pair, found: Found) -> None:
+        if not found or (found["verdict"] == "clean" and all(map(self.is_shared, found["paths"]))):
             return
-        data: dict[str, object] = {
-            "jobs": list(pair.jobs),
-            "names": [job.name for job in jobs],
-            "paths": list(paths[:PATHS_TOLD]),
-            "count": len(paths),
-            "verdict": verdict,
-            "conflicts": list(conflicts[:PATHS_TOLD]),
-        }
-        if why:
-            data["error"] = why
+        jobs = [self.engine.jobs[id] for id in pair.jobs]
         about = {job.owner: (job.id, job.attempt, job.owner) for job in jobs}
-        await self.locking.tell(*(Notice("overlap", data, who) for who in about.values()))
+        await self.locking.tell(*(Notice("overlap", found, who) for who in about.values()))
         for job, other in zip(jobs, reversed(jobs), strict=True):
             if job.progress is not None and not job.is_done:
-                await self.tell(job, texts.overlap(self.locking.holder_of(other), paths, verdict, conflicts))
+                holder, verdict = self.locking.holder_of(other), found["verdict"]
+                await self.tell(job, texts.overlap(holder, found["paths"], verdict, found["conflicts"]))
 
     def is_shared(self, path: str) -> bool:
         return self.locking.policy_of(Name("path", "", path)) == "share"
@@ -209,14 +228,9 @@ class Overlaps:
     def view(self, job: Job) -> list[dict[str, object]]:
         """With whom a job overlaps, as it was seen last."""
         return [
-            {
-                "job": next(id for id in pair.jobs if id != job.id),
-                "verdict": pair.told[0],
-                "paths": list(pair.told[1][:PATHS_TOLD]),
-                "conflicts": list(pair.told[2][:PATHS_TOLD]),
-            }
+            {"job": sum(pair.jobs) - job.id, **{name: pair.found[name] for name in ("verdict", "paths", "conflicts")}}
             for pair in self.pairs.values()
-            if job.id in pair.jobs and pair.told is not None and pair.told[0]
+            if job.id in pair.jobs and pair.found
         ]
 
 

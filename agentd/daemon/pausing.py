@@ -95,7 +95,7 @@ class Pausing:
 
     async def go_on(self, job: Job, name: Name, why: str) -> None:
         path = self.attempt_dir(job)
-        if os.path.isdir(path) and not os.path.exists(f"{path}/end.json"):
+        if os.path.isdir(path) and not self.engine.jobs[job.id].is_done:
             await self.signal(path, "CONT", tree=True)
             await self.tell(job, "lock.continued", {"name": str(name), "repo": name.scope, "why": why})
         jobdir.remove_quietly(f"{path}/{RECORD}")
