@@ -53,6 +53,11 @@ def attempt_dir(state: str, job: int, attempt: int) -> str:
     return f"{state}/jobs/{job}/{attempt}"
 
 
+def claimed_mark(state: str) -> str:
+    """A file that is there while anybody claims a path or a file: without it nobody who writes need ask."""
+    return f"{state}/guard/claimed"
+
+
 def worktree_dir(state: str, common: str, job: int, name: str) -> str:
     """``common``: the repository's common git directory, real path."""
     top = os.path.dirname(common) if os.path.basename(common) == ".git" else common

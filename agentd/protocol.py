@@ -241,6 +241,14 @@ class AcquireLock(Params, frozen=True):
     """The process that leads the caller's session: boot, pid, start, inode."""
 
 
+class CheckLock(Params, frozen=True):
+    """May the asker write these? Nothing is asked for and nothing changes. ``paths``: below ``cwd``, no patterns."""
+
+    paths: tuple[str, ...]
+    cwd: str
+    owner: str = ""
+
+
 class ReleaseLock(Params, frozen=True):
     """One's own claims, and places in the queue; ``all``: every one."""
 
@@ -318,6 +326,7 @@ METHODS: dict[str, Method] = {
     "jobs.undo": Method(Undo, False),
     "profiles.list": Method(Nothing, True),
     "lock.acquire": Method(AcquireLock, True),
+    "lock.check": Method(CheckLock, True),
     "lock.release": Method(ReleaseLock, True),
     "lock.list": Method(ListLocks, True),
     "lock.explain": Method(ExplainLock, True),

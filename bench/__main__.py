@@ -8,7 +8,7 @@ import time
 import traceback
 from pathlib import Path
 
-from . import agents, crowd, delegate, latency, locks, peers, report, scale, start, throughput, worktrees
+from . import agents, crowd, delegate, latency, locks, peers, report, scale, start, throughput, watch, worktrees
 from .lab import Lab
 
 # Its order is the report's. To add a measurement: write the module, add the line.
@@ -18,6 +18,7 @@ MEASUREMENTS = {
     "latency": latency.measure,
     "throughput": throughput.measure,
     "worktrees": worktrees.measure,
+    "watch": watch.measure,
     "locks": locks.measure,
     "scale": scale.measure,
     "peers": peers.measure,

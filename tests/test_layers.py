@@ -30,8 +30,12 @@ RINGS: dict[str, set[str]] = {
     "jobdir": {"core", "process", "paths", "files"},
     "agents": {"core", "process", "paths", "files"},
     "claimfile": {"jobdir", "process", "files"},
+    # a process of its own; knows worktrees, and nothing of jobs
+    "watch": {"core", "git", "process", "paths", "files"},
     # a script in place of a model, for tests and demonstrations: it must not know whom it serves
     "scripted": set(),
+    # run by git's hooks in jobs, by itself: somebody waits for it at each commit
+    "hook": set(),
     # small processes that outlive the daemon; a zygote forks keepers, and loads runners by the dotted name
     # in the spec
     "budget": {"files"},
@@ -46,7 +50,7 @@ RINGS: dict[str, set[str]] = {
     "runners": {"core", "protocol", "jobdir", "client", "process", "paths", "files"},
     "daemon": {
         *{"core", "protocol", "store", "git", "jobdir", "claimfile", "agents", "config", "process", "paths", "files"},
-        *{"keeper", "zygote", "runners", "budget"},
+        *{"keeper", "zygote", "runners", "budget", "watch", "hook"},
     },
     # what the user and the main agent touch; none of it ever meets the daemon
     # the demonstration types verbs, and asks the client for facts

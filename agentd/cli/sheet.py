@@ -47,6 +47,7 @@ def entries(document: View, now: float, is_there: bool) -> Iterator[tuple[str, o
     yield "reason", job["reason"]
     yield "result", result_lines(job["result"] or {})
     yield "merged", merged_words(job["merged"])
+    yield "overlaps", overlap_lines(job.get("overlaps") or [])
     yield "task", job["task"]
     yield "command", None if job["progress"] else command_text(job["argv"])
     yield "agent", job["agent"]
@@ -119,6 +120,11 @@ def worktree_lines(job: View, is_there: bool) -> list[str]:
     if is_there or job["state"] != "done" or job["removed"]:
         return [job["worktree"]]
     return [f"{job['worktree']} is gone", *snapshot_lines(job)]
+
+
+def overlap_lines(overlaps: Sequence[View]) -> list[str]:
+    """With whom it changes the same files, and whether the changes merge."""
+    return [f"job {one['job']}, {one['verdict']}: {', '.join(one['conflicts'] or one['paths'])}" for one in overlaps]
 
 
 def snapshot_lines(job: View) -> list[str]:

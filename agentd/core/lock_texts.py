@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from agentd.core import patterns
 from agentd.core.claims import (
     APPEND,
     MODES,
@@ -28,6 +29,7 @@ from agentd.core.claims import (
 from agentd.core.names import escaped
 
 Clock = Callable[[float], str]
+PATHS_SHOWN = 10
 
 
 # --- words ------------------------------------------------------------------------------------------------------
@@ -46,7 +48,7 @@ def name_text(name: Name) -> str:
 
 def name_word(name: Name) -> str:
     """The name as a word of a command line, which means it again wherever it is typed."""
-    word = str(name)
+    word = f"path:{patterns.typed(name.text)}" if name.kind == "path" else str(name)
     if word.isprintable():
         return shlex.quote(word)
     safe = word.replace("\\", "\\\\").replace("'", "\\'")
@@ -181,6 +183,28 @@ def contested(fact: Contested) -> str:
         f" changes are compared at merge, and what meets a claim that blocks is sent back.\n"
         f"See:  agentd locks why {name_word(fact.claim.name)}"
     )
+
+
+def overlap(other: Holder, paths: Sequence[str], verdict: str, conflicts: Sequence[str]) -> str:
+    """To an agent that works on one of two sides. Nobody is stopped."""
+    if verdict == "conflicting":
+        said = (
+            f"As they are now the two changes conflict, in {_paths(conflicts)}: the second to be merged will be sent"
+            " back. If yours can do without these lines, take them out; else go on, and say so at the end."
+        )
+    elif verdict == "clean":
+        said = "As they are now the two changes merge cleanly. Go on, and change no more than you need."
+    else:
+        said = "Whether the two changes merge could not be found out."
+    return (
+        f"[agentd:overlap] {holder_text(other)} changes files that you change: {_paths(paths)}.\n"
+        f"This is coordination, not a fault. {said}"
+    )
+
+
+def _paths(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - PATHS_SHOWN} more" if len(paths) > PATHS_SHOWN else ""
+    return ", ".join(map(escaped, paths[:PATHS_SHOWN])) + more
 
 
 def not_yours(claim: Claim, at: float) -> str:

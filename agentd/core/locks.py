@@ -92,6 +92,15 @@ class Table(Flow):
             return (self._queued(touched, at) if wait else self._busy(touched, at)), (Touched(at, touched),)
         return self._ask_anew(Request(self.last_ticket + 1, holder, wanted, at, at, reason), wait, at)
 
+    def peek(self, holder: Holder, wants: Iterable[Want], at: float) -> Queued | Busy | None:
+        """What stands before it; None if it could be granted. Nothing changes."""
+        wanted = self.pools.normal(wants)
+        waiting = self._waiting_as(holder, wanted, None)
+        if waiting is not None:
+            return self._queued(waiting, at)
+        answer = self._busy(Request(self.last_ticket + 1, holder, wanted, at, at), at)
+        return answer if answer.blockers else None
+
     def _ask_anew(self, request: Request, wait: bool, at: float) -> tuple[Answer, Facts]:
         has_clash = bool(self._clashes(request.holder.id, request.wants))
         if not has_clash and self._ticket_before(request) is None:

@@ -1,12 +1,13 @@
 """The methods of the protocol that are about locks."""
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from typing import Any
 
-from agentd import protocol
+from agentd import config, protocol
 from agentd.core import events as on
 from agentd.core import lock_texts as texts
 from agentd.core import patterns
@@ -17,10 +18,11 @@ from agentd.core.ladder import ladder
 from agentd.daemon import lock_names
 from agentd.daemon.engine import Engine
 from agentd.daemon.lock_names import Where
-from agentd.daemon.locking import Locking, claim_view, day_time
-from agentd.daemon.perform import Performer
+from agentd.daemon.locking import Locking, claim_view, day_time, is_blocking
+from agentd.daemon.perform import Performer, plan_of
 from agentd.daemon.server import Connection
 from agentd.daemon.views import event_view, iso
+from agentd.daemon.watching import is_at_work
 from agentd.git import repository, tracked
 from agentd.store import Entry
 
@@ -28,6 +30,7 @@ MODE_OF: dict[str, Mode] = {"exclusive": EXCLUSIVE, "shared": SHARED, "append": 
 
 
 class LockMethods:
+    settings: config.Config
     engine: Engine
     locking: Locking
     performer: Performer
@@ -69,6 +72,41 @@ class LockMethods:
             ],
             "is_new": granted.is_new,
             "beside": [{"name": str(one.name), "holder": texts.holder_text(one.holder)} for one in granted.beside],
+        }
+
+    async def do_lock_check(self, connection: Connection, ask: protocol.CheckLock) -> dict[str, Any]:
+        """What stands in the way of writes. A path that is none, or is outside, is nobody's."""
+        job = self.job_of(connection)
+        holder, where = self.holder_asking(connection, ask.owner), await self.place_for_writes(ask.cwd, job)
+        blocked = []
+        for path in ask.paths:
+            with contextlib.suppress(Usage):
+                names = lock_names.written(path, where)
+                claim = self.locking.stands_before(holder, names)
+                if claim is not None:
+                    blocked.append(self.blocked_view(path, names, claim, holder))
+        return {"blocked": blocked}
+
+    async def place_for_writes(self, cwd: str, job: Job | None) -> Where:
+        """As :meth:`where`; of a job's own worktree it is known without asking git."""
+        if job is not None and isinstance(job.place, Worktree):
+            top, here = os.path.realpath(job.place.path), os.path.realpath(cwd)
+            if (here + "/").startswith(top + "/"):
+                common = plan_of(job).repo.common
+                folds = await self.performer.in_prompt_thread(repository.folds_case, common)
+                return Where(here, repository.Place(common, top, here[len(top) + 1 :], folds), True)
+        return await self.where(cwd, job)
+
+    def blocked_view(self, path: str, names: list[Name], claim: Claim, asker: Holder) -> dict[str, Any]:
+        now = self.locking.now()
+        answer = self.locking.table.peek(asker, [Want(name, self.locking.mode_of_write(name)) for name in names], now)
+        assert answer is not None, "a claim stands before it"
+        return {
+            "path": path,
+            **claim_view(claim),
+            "holder": self.holder_view(claim.holder),
+            "since": iso(claim.since),
+            "text": texts.locked(answer, now, day_time),
         }
 
     async def claims_asked(self, ask: protocol.Delegate, parent: Job | None) -> tuple[Want, ...]:
@@ -201,11 +239,19 @@ class LockMethods:
             return ["agentd"]
         if not is_blocking(claim):
             return ["watch"] if self.is_watched(claim) else []
-        found = ["merge", "tools"]
+        found = ["merge"]
+        if self.locking.is_marked:  # else nobody asks
+            found += ["tools", *(["commit"] if self.settings.locks.commit_guard else [])]
         return [*found, "watch"] if self.is_watched(claim) else found
 
     def is_watched(self, claim: Claim) -> bool:
-        return False
+        """Somebody is at work in its repository, and everybody who is, is seen."""
+        at_work = [job for job in self.engine.jobs.live.values() if is_at_work(job)]
+        seen = [self.is_seen(job) for job in at_work if plan_of(job).repo.common == claim.name.scope]
+        return bool(seen) and all(seen)
+
+    is_seen: Callable[[Job], bool]
+    """The watcher tells of what it writes."""
 
     async def do_lock_explain(self, connection: Connection, ask: protocol.ExplainLock) -> dict[str, Any]:
         name = lock_names.names(ask.name, await self.where(ask.cwd, self.job_of(connection)))[0]
@@ -287,10 +333,6 @@ class LockMethods:
         if is_ended:
             await self.engine.apply(job.id, on.KillAsked(time.time(), "lock break", ladder(None, None)))
         elif job.progress is not None:
-            await self.tell_runner(job, "message", texts.lost(lost, day_time))
+            await self.tell_runner(job, "notice", texts.lost(lost, day_time))
 
     tell_runner: Callable[..., Any]
-
-
-def is_blocking(claim: Claim) -> bool:
-    return not claim.is_automatic and not claim.is_contested

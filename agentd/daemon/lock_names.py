@@ -40,6 +40,16 @@ def names(text: str, where: Where) -> list[Name]:
     return [path, _file(text, where.cwd)]
 
 
+def written(path: str, where: Where) -> list[Name]:
+    """As :func:`names`, of a file that is written: whatever characters it has, it is no pattern."""
+    place = where.place
+    if place is None:
+        return [_file(path, where.cwd)]
+    from_top = os.path.join(place.prefix, path)
+    name = locknames.path_name(from_top, place.common, place.top, place.folds_case)
+    return [name] if where.is_isolated else [name, _file(path, where.cwd)]
+
+
 def _from_top(text: str, place: Place) -> str:
     if not text.strip() or "\0" in text:
         return text

@@ -9,23 +9,28 @@ import asyncio
 import contextlib
 import functools
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any
 
-from agentd import claimfile, config, jobdir, process
+from agentd import claimfile, config, jobdir, paths, process
 from agentd.core import events as on
 from agentd.core import lock_texts as texts
 from agentd.core.claims import (
+    APPEND,
+    EXCLUSIVE,
     MODES,
     Answer,
     Broken,
     Busy,
+    Claim,
     Contested,
     Deadlock,
     Granted,
     Holder,
     LockFact,
+    Mode,
     Name,
     Noted,
     Pended,
@@ -40,6 +45,8 @@ from agentd.core.claims import (
 from agentd.core.errors import EXIT_DEADLOCK, AgentdError, NotNow, Refused
 from agentd.core.job import Done, InPlace, Job, Kept, Worktree
 from agentd.core.job import Queued as Queued_
+from agentd.core.lock_policy import ONE_WRITER, Policy, policy_of
+from agentd.core.lockbook import clash
 from agentd.core.lockflow import Facts
 from agentd.core.locks import Table
 from agentd.core.machine import Notice
@@ -49,6 +56,8 @@ from agentd.store import Change, Locks
 SESSION_S = 1800.0
 """A person's claim where no process leads their session: so long after they last asked for something."""
 STARVED_S = 1800.0
+MOST_SEEN = 1000
+"""Claims of one job by writes that were seen. What it writes beyond is claimed only where it meets somebody else's."""
 SERVED_KEPT = 1000
 
 
@@ -64,6 +73,11 @@ class Locking:
             saved.tickets,
             settings.locks.pools,
         )
+        self.settings = settings
+        self.claimed = {claim.key for claim in self.table.claims() if is_barrier(claim)}
+        """Paths and files that somebody keeps others from."""
+        self.is_marked = False
+        self.mark()
         self.waiters: dict[int, asyncio.Future[Granted | None]] = {}
         """Who is connected and waits, by ticket. None: the request is gone."""
         self.served: dict[int, tuple[Want, ...]] = {}
@@ -131,6 +145,15 @@ class Locking:
         if facts:
             self.engine.spawn(self.save(facts))
 
+    def expect(self, ticket: int) -> None:
+        """Somebody will wait for it in a moment: what is answered until then is kept."""
+        self.waiters.setdefault(ticket, asyncio.get_running_loop().create_future())
+
+    def stop_expecting(self, ticket: int) -> None:
+        waiter = self.waiters.pop(ticket, None)
+        if waiter is not None:
+            waiter.cancel()
+
     async def wait_for(self, queued: Queued, wait: float | None) -> Answer:
         ticket = queued.request.ticket
         waiter = self.waiters.setdefault(ticket, asyncio.get_running_loop().create_future())
@@ -166,6 +189,60 @@ class Locking:
     async def tell(self, *notices: Notice) -> None:
         await self.engine.commit(Change(time.time(), notices=notices, must=True))
 
+    # --- what a writer meets --------------------------------------------------------------------------------
+
+    def stands_before(self, writer: Holder, names: Iterable[Name]) -> Claim | None:
+        """The first claim of somebody else that a write there goes against."""
+        for name in names:
+            mode = self.mode_of_write(name)
+            for claim in self.table.who(name):
+                if is_blocking(claim) and claim.holder.id != writer.id and clash(claim.mode, mode):
+                    return claim
+        return None
+
+    def policy_of(self, name: Name) -> Policy:
+        return policy_of(name.text, self.settings.locks.policy) if name.kind == "path" else "warn"
+
+    def mode_of_write(self, name: Name) -> Mode:
+        return APPEND if self.policy_of(name) == "share" else EXCLUSIVE
+
+    def wrote(self, writer: Holder, names: Iterable[Name]) -> Facts:
+        """It was seen to write there. What nobody else has is claimed for it, where there is to be one writer against
+        all others; what somebody has is contested."""
+        facts: list[LockFact] = []
+        room = MOST_SEEN - len(self.table.claims(writer))
+        for name in names:
+            if self.policy_of(name) in ONE_WRITER:
+                answer, told = self.table.ask(writer, [Want(name)], self.now(), "it wrote there", wait=False)
+                facts += told
+                if isinstance(answer, Granted):
+                    continue
+            if room > 0 or any(claim.holder.id != writer.id for claim in self.table.who(name)):
+                told = self.table.note(writer, [name], self.now(), self.mode_of_write(name))
+                facts += told
+                room -= len(told)
+        return tuple(facts)
+
+    async def after_its_end(self, id: int) -> None:
+        """What was told of a job late, when it had ended: its claims are as if it had been told before."""
+        job = self.engine.jobs[id]
+        if job.is_done and id not in self.helpers:
+            await self.drop_job(job)
+
+    def mark(self) -> None:
+        """While nobody claims a path or a file, writers and commits need not ask: they see it by this mark."""
+        path, is_marked = paths.claimed_mark(self.state_dir), bool(self.claimed)
+        try:
+            if is_marked:
+                os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            elif os.path.exists(path):
+                os.unlink(path)
+        except OSError as error:  # then they ask too often, or are sent back by the merge only
+            print(f"agentd: cannot write {path}: {error.strerror}", file=sys.stderr, flush=True)
+            return
+        self.is_marked = is_marked
+
     # --- saving and telling ---------------------------------------------------------------------------------
 
     async def save(self, facts: Facts, must: bool = True) -> None:
@@ -176,6 +253,13 @@ class Locking:
         told = tuple(notice for fact in facts for notice in self.notices(fact))
         locks = Locks(found.claims, found.requests, self.table.last_token, self.table.last_ticket)
         await self.engine.commit(Change(time.time(), notices=told, locks=locks, must=must))
+        for key, claim in found.claims.items():
+            if claim is not None and is_barrier(claim):
+                self.claimed.add(key)
+            else:
+                self.claimed.discard(key)
+        if self.is_marked != bool(self.claimed):
+            self.mark()
         for fact in facts:
             self.wake(fact)
         self.set_expiry()
@@ -525,6 +609,14 @@ class Locking:
                 self.engine.held_back.add(job.id)
 
 
+def is_blocking(claim: Claim) -> bool:
+    return not claim.is_automatic and not claim.is_contested
+
+
+def is_barrier(claim: Claim) -> bool:
+    return is_blocking(claim) and claim.name.kind in ("path", "file")
+
+
 # --- small things -------------------------------------------------------------------------------------------
 
 
@@ -550,13 +642,13 @@ def has_work(job: Job) -> bool:
     return not job.place.is_gone and not (isinstance(stat, dict) and not stat.get("files"))
 
 
-def claim_view(claim: Any) -> dict[str, object]:
+def claim_view(claim: Claim) -> dict[str, object]:
     return {
         "name": str(claim.name),
         "repo": claim.name.scope,
         "mode": MODES[claim.mode],
         "token": claim.token,
-        "state": claim.state,
+        "state": "contested" if claim.is_contested else claim.state,
         "reason": claim.reason,
     }
 

@@ -42,6 +42,8 @@ from agentd.daemon.feed import Feed
 from agentd.daemon.lock_methods import LockMethods
 from agentd.daemon.locking import Locking
 from agentd.daemon.merging import Merging
+from agentd.daemon.overlaps import Overlaps
+from agentd.daemon.pausing import Pausing
 from agentd.daemon.perform import Performer
 from agentd.daemon.server import Connection
 from agentd.daemon.views import event_view, iso, job_view
@@ -80,6 +82,8 @@ class Methods(LockMethods):
         self.stop = stop
         self.facts = facts
         self.merging = Merging(state_dir, engine, locking)
+        self.pausing = Pausing(engine, locking, performer.attempt_dir)
+        self.overlaps = Overlaps(engine, locking, performer, self.tell_agent, self.pausing.pause)
         self.next_id = max(engine.jobs, default=0) + 1
         self.names_in_use: set[str] = set()
         """Names of jobs that are being made."""
@@ -110,7 +114,8 @@ class Methods(LockMethods):
 
     def view(self, job: Job) -> dict[str, Any]:
         lock = self.locking.waits_for(job)
-        return job_view(job) if lock is None else job_view(job) | {"waiting": lock}
+        view = job_view(job) | {"overlaps": self.overlaps.view(job)}
+        return view if lock is None else view | {"waiting": lock}
 
     def visible(self, connection: Connection, pool: dict[int, Job]) -> list[Job]:
         """All jobs; through a job's own socket itself and what descends from it."""
@@ -416,6 +421,7 @@ class Methods(LockMethods):
             raise NotNow(f"cannot signal job {job.id} now: its keeper does not answer; try again", "keeper_busy")
         if not answer.get("ok"):
             raise Refused(f"cannot signal job {job.id}: it has just ended", "already_ended")
+        await self.pausing.by_person(job, name)
 
     async def do_jobs_send(self, connection: Connection, ask: protocol.Send) -> dict[str, Any]:
         job = self.find(connection, ask.job, ask.owner)
@@ -468,6 +474,11 @@ class Methods(LockMethods):
         await self.engine.note(job.id, "job.input", {"n": number, "state": "queued", "kind": kind})
         inputs.nudge(path)
         return {"n": number, "state": "queued"}
+
+    async def tell_agent(self, job: Job, text: str) -> None:
+        """What it should know, and need not: its end, or a full disk, is no reason to fail."""
+        with contextlib.suppress(AgentdError):
+            await self.tell_runner(job, "notice", text)
 
     async def do_jobs_restart(self, connection: Connection, ask: protocol.Restart) -> dict[str, Any]:
         job = self.find(connection, ask.job, ask.owner)

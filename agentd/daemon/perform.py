@@ -68,6 +68,8 @@ class Performer:
         """Open a job's own narrow socket."""
         self.start_again: Callable[[Job], None]
         self.stop_listening_for: Callable[[str], None]
+        self.stop_watching: Callable[[Job], Awaitable[None]]
+        """Nobody but its own is in the job's worktree when this returns."""
         self.threads = ThreadPoolExecutor(GIT_THREADS, thread_name_prefix="git", initializer=be_nice)
         """Their gits give way to whatever somebody at a prompt waits for."""
         self.prompt_threads = ThreadPoolExecutor(GIT_THREADS, thread_name_prefix="prompt")
@@ -464,6 +466,7 @@ class Performer:
         """Snapshot and diffstat, a worktree that ended equal to its base removed, changes to the repository told."""
         if not isinstance(job.state, Done) or job.state.is_settled:
             return
+        await self.stop_watching(job)
         path = self.attempt_dir(job)
         if jobdir.read(path, "end.json") is None:
             # Ended before it was launched: the files must say so too, or a rebuild would start it.

@@ -93,4 +93,5 @@ def spec_of(
         "budget": {"turns": profile.max_turns, "tokens": profile.max_tokens, "cost": profile.max_cost},
         "rates": rates_of(settings, profile.model),
         "parking": f"{state_dir}/parking-{parking}",
+        "lock_policy": dict(settings.locks.policy),
     }

@@ -10,6 +10,7 @@ import msgspec
 from agentd import jobdir, protocol
 from agentd.core.errors import NotNow, Refused
 from agentd.core.job import Job, Worktree
+from agentd.daemon import guarding
 from agentd.daemon.perform import Performer
 
 
@@ -45,6 +46,8 @@ def identity(performer: Performer, job: Job, environment: dict[str, str]) -> dic
         "AGENTD_SOCKET": f"{performer.attempt_dir(job)}/agent.sock",
         "AGENTD_BASE": job.place.base if isinstance(job.place, Worktree) else "",
     }
+    if performer.config.locks.commit_guard and isinstance(job.place, Worktree):
+        environment = guarding.guarded(environment, performer.state_dir)
     cgroup = performer.cgroup
     return {
         "job": job.id,
@@ -65,6 +68,7 @@ def next_spec(performer: Performer, before: Job, after: Job, resume: bool) -> di
     if old is None:
         raise Refused(f"cannot restart job {before.id}: its files are gone", "files_gone")
     environment = {name: value for name, value in old["env"].items() if not name.startswith("AGENTD_")}
+    environment = guarding.unguarded(environment, performer.state_dir)
     again = old | identity(performer, after, environment)
     progress = before.progress
     if progress is not None:

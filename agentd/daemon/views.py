@@ -62,6 +62,7 @@ def job_view(job: Job) -> dict[str, Any]:
         "result": job.result,
         "progress": progress_view(job.progress),
         "merged": merged_view(job),
+        "overlaps": [],
         "removed": isinstance(job.shelf, Trashed),
         "removed_at": iso(job.shelf.since) if isinstance(job.shelf, Trashed) else None,
         "created_at": iso(job.created),

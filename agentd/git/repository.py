@@ -80,7 +80,7 @@ def find(cwd: str) -> Place | None:
         top = os.path.dirname(top)
     common = os.path.realpath(os.path.join(git_dir, _line(os.path.join(git_dir, "commondir"))))
     prefix = os.path.relpath(real, top) if real != top else ""
-    return Place(common, top, prefix, _folds_case(common))
+    return Place(common, top, prefix, folds_case(common))
 
 
 def _is_git_dir(path: str) -> bool:
@@ -89,7 +89,7 @@ def _is_git_dir(path: str) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _folds_case(common: str) -> bool:
+def folds_case(common: str) -> bool:
     asked = ["config", "--type=bool", "--get", "core.ignorecase"]
     return git(asked, at=Repo(common, None, common), ok=(0, 1)).strip() == "true"
 

@@ -28,6 +28,7 @@ from .inbox import Inbox
 from .loop import Ended, Loop
 from .model import Model
 from .parking import Parking
+from .tools.claims import Claims
 from .tools.results import Result
 from .tools.shell import Shell, environment_for_tools
 from .tools.worktree import Worktree
@@ -105,7 +106,8 @@ async def converse(path: str, spec: Record) -> int:
         model = client(profile, key)
         gate = Gate(path, spec.get("limits_asked", True))
         loop = Loop(state, model, record, inbox, gate, Parking(spec.get("parking")), say, profile.get("context"))
-        world = World(worktree, Shell(worktree.path, environment), loop.ask, loop.note)
+        claims = claims_of(path, spec, worktree)
+        world = World(worktree, Shell(worktree.path, environment), loop.ask, loop.note, claims)
         loop.tools = Toolbox(world, profile.get("tools"))
         loop.write("start", **start(spec, state, loop.tools.schema, worktree))
         return told(await loop.run())
@@ -184,6 +186,12 @@ def check_endpoint(profile: dict[str, Any]) -> None:
         is_address = False
     if not is_address:
         raise Unable(f"cannot ask the model: its endpoint {endpoint!r} is no address such as https://host")
+
+
+def claims_of(path: str, spec: Record, worktree: Worktree) -> Claims | None:
+    if "state_dir" not in spec:
+        return None  # it is tried by itself
+    return Claims(f"{path}/agent.sock", spec["state_dir"], worktree.path, spec.get("lock_policy") or {})
 
 
 def client(profile: dict[str, Any], key: str) -> Model:

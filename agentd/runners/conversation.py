@@ -129,6 +129,8 @@ class Conversation:
         if put["kind"] == "answer" and record.get("question"):
             self.answers[record["question"]] = put["text"]
             return
+        if put["kind"] == "notice":
+            return self._hear({"type": "text", "text": put["text"]})
         self.is_held = put["kind"] == "interrupt" and not put["text"]
         if put["kind"] == "interrupt":
             self._hear({"type": "text", "text": "[agentd] Your user interrupted you."})
