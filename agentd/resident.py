@@ -1,0 +1,195 @@
+"""The resident process: the command line with its imports done. It forks for each call that comes through the door.
+
+One for a state folder; it holds the lock ``resident.lock`` while it lives. The first verb that had to run by itself
+starts it, beside a daemon that runs; it ends with that daemon, when nobody has called for a while, or when the code on
+disk has changed. It is a zygote of its own and never touches a call: a *spare* fork waits for the next one. The spare
+takes the connection, reads the request, becomes the caller's likeness and carries out the verb; this process only learns
+that the spare is taken, and forks the next. So it holds nothing of any caller, in memory or open.
+
+The fork is not of the caller's session, so the terminal does not signal it: the door passes signals on, and the kernel
+kills the fork when the door's end of the connection closes, however that came about.
+"""
+
+import contextlib
+import fcntl
+import gc
+import importlib
+import io
+import os
+import select
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+from agentd import cli, client, door, jobdir, likeness, paths, process
+from agentd.cli import verbs
+
+LOCK = "resident.lock"
+BACKLOG = 1024
+IDLE_S = 900
+MAX_DEATHS = 3
+F_SETSIG = 10  # linux/fcntl.h; Python has no name for it
+KEPT = ("PYTHON", "AGENTD_", "LC_", "LANG")  # of the environment of whoever starts it
+TAKEN, STALE = b"t", b"s"
+Stamp = tuple[tuple[int, int, int], ...]
+
+
+# --- started in the background, by a verb at its end ---------------------------------------------------------
+
+
+def start() -> None:
+    """For the verbs to come, if a daemon runs and nobody serves them yet. Never fails."""
+    with contextlib.suppress(Exception, KeyboardInterrupt):
+        if process.without("resident") or "AGENTD_SOCKET" in os.environ:
+            return
+        state_dir = paths.state_dir()
+        daemon = (jobdir.read(state_dir, "daemon.json") or {}).get("identity")
+        if daemon and paths.private_folder_fault(state_dir) is None:
+            start_beside(state_dir, daemon)
+
+
+def start_beside(state_dir: str, who: process.Identity) -> None:
+    with contextlib.ExitStack() as opened:
+        lock = os.open(f"{state_dir}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        opened.callback(os.close, lock)
+        daemon = process.open_verified(who)
+        if daemon is None or not process.take_byte(lock, 0):
+            return
+        opened.callback(os.close, daemon)
+        listener = opened.enter_context(jobdir.listen(f"{state_dir}/{door.SOCKET}", backlog=BACKLOG))
+        spawn(lock, listener.fileno(), daemon, state_dir)
+
+
+def spawn(*given: int | str) -> None:
+    import subprocess
+
+    environment = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
+    child = subprocess.Popen(
+        [sys.executable, "-X", "utf8", "-P", "-m", "agentd.resident", *map(str, given)],
+        pass_fds=[fd for fd in given if isinstance(fd, int)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        env=environment,
+        start_new_session=True,
+    )
+    child.returncode = 0  # it lives on without us: no ResourceWarning when this object goes
+
+
+# --- the process ---------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> int:
+    lock, listener, daemon = map(int, argv[:3])
+    process.set_name("agentd-resident")
+    os.umask(0o077)
+    before = stamp()
+    warm_up()
+    gc.collect()
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a call's process but its caller
+    link = socket.socket(fileno=listener)
+    link.listen(BACKLOG)  # once more: from now on SO_PEERCRED names this process
+    serve(link, daemon, before)
+    jobdir.remove_quietly(f"{argv[3]}/{door.SOCKET}")
+    os.close(lock)
+    return 0
+
+
+def warm_up() -> None:
+    """All that a verb imports or makes at its first use."""
+    for module, _, _ in (*verbs.VERBS.values(), *verbs.DAEMON_VERBS.values()):
+        importlib.import_module(module)
+    for verb in verbs.VERBS:
+        with contextlib.redirect_stdout(io.StringIO()):
+            cli.dispatch([verb, "--help"])
+
+
+def serve(listener: socket.socket, daemon: int, before: Stamp) -> None:
+    lifeline, our_end = os.pipe2(os.O_CLOEXEC)
+    ours, deaths = likeness.Self(), 0
+    while deaths < MAX_DEATHS:
+        news, its_end = os.pipe2(os.O_CLOEXEC)
+        if os.fork() == 0:
+            with process_of_its_own():
+                os.close(our_end)
+                be_spare(listener, lifeline, its_end, ours, before)
+        os.close(its_end)
+        readable = {fd for fd, _ in polled((news, daemon), IDLE_S * 1000)}
+        word = os.read(news, 1) if news in readable else b""
+        os.close(news)
+        deaths = 0 if word == TAKEN else deaths + 1
+        if word == STALE or news not in readable:
+            return
+
+
+def polled(fds: tuple[int, ...], milliseconds: int | None = None) -> list[tuple[int, int]]:
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return poll.poll(milliseconds)
+
+
+class process_of_its_own:
+    """What is forked never returns into its parent's code."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> NoReturn:
+        os._exit(door.EXIT_UNKNOWN)
+
+
+def stamp() -> Stamp:
+    """Which code is on disk. Of what we depend on: the folders in which it is installed, for pip changes those."""
+    package = os.path.dirname(os.path.abspath(__file__))
+    found = [place for place in sys.path if os.path.isdir(place)]
+    for folder, _, files in os.walk(package):
+        found += (f"{folder}/{name}" for name in files if name.endswith(".py"))
+    return tuple((info.st_mtime_ns, info.st_ino, info.st_size) for info in map(os.stat, sorted(found)))
+
+
+# --- a fork of it: spare, then the likeness of a caller -------------------------------------------------------
+
+
+def be_spare(listener: socket.socket, lifeline: int, news: int, ours: likeness.Self, before: Stamp) -> None:
+    readable = {fd for fd, _ in polled((listener.fileno(), lifeline))}
+    if listener.fileno() not in readable:
+        return
+    link, _ = listener.accept()
+    listener.close()
+    is_stale = stamp() != before
+    os.write(news, STALE if is_stale else TAKEN)
+    if is_stale:
+        return
+    process.close_all_but({0, 1, 2, link.fileno()})
+    try:
+        likeness.take_over(link, ours)
+    except (likeness.Unlike, OSError, ValueError) as why:
+        link.sendall(b"-" + str(why).encode()[:60])
+        return
+    carry_out(link)
+
+
+def carry_out(link: socket.socket) -> None:
+    link.sendall(b"+%d" % os.getpid())
+    if link.recv(1) != b"g":
+        return
+    die_with(link)
+    code = cli.main()
+    link.sendall(b"%d" % code)
+    os._exit(code)
+
+
+def die_with(link: socket.socket) -> None:
+    """The caller's door has nothing more to say: what comes from there is its end, and the kernel makes it ours."""
+    fcntl.fcntl(link, F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(link, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(link, fcntl.F_SETFL, fcntl.fcntl(link, fcntl.F_GETFL) | os.O_ASYNC)
+    if polled((link.fileno(),), 0):
+        os._exit(door.EXIT_UNKNOWN)  # it went before we listened
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
