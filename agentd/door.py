@@ -9,14 +9,14 @@ done, so whatever is not as it should be (nobody there, another version, a calle
 the verb runs here. After it the verb is never run again, unless it only asks.
 """
 
+# What `signal` and `socket` are made of; their enums take 5 ms to make.
+import _signal  # type: ignore[import-not-found]
+import _socket
 import os
 import sys
 
-import _signal  # type: ignore[import-not-found]  # `signal` and `socket` are these, with enums that take 5 ms to make
-import _socket
 from agentd import __version__, paths
 
-SOCKET = "resident.sock"
 PATIENCE_S = 3.0
 EXIT_UNKNOWN = 125
 EXIT_INTERRUPTED = 130
@@ -27,22 +27,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-def main() -> int:
+def handed_over() -> int | None:
+    """The exit code of this process's call; None if it is to be carried out here."""
     words = sys.argv[1:]
-    link = connect() if is_short(words) and is_plain() else None
-    if link is not None:
-        try:
-            code = handed_over(link, words)
-        except KeyboardInterrupt:
-            code = EXIT_INTERRUPTED
-        if code is not None:
-            os._exit(code)  # nothing is buffered here, and to take the interpreter apart takes a millisecond
-        link.close()
-    from agentd import cli, resident
-
-    code = cli.main()
-    resident.start()
-    return code
+    if not is_short(words) or not is_plain():
+        return None
+    try:
+        link = connect()
+        return None if link is None else ask(link, words)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 # --- what goes where ----------------------------------------------------------------------------------------
@@ -61,8 +55,8 @@ def unless_it_follows(words: "Sequence[str]") -> bool:
     return not any(word == "--follow" or (word[:1] == "-" != word[1:2] and "f" in word) for word in words)
 
 
-# Which calls may go to the resident process; "?" is any word that is no verb. What talks with a person, or goes on until
-# it is interrupted, stays: the terminal's job control is for its own processes.
+# Which calls may go to the resident process; "?" is any word that is no verb. What talks with a person, or goes on
+# until it is interrupted, stays: the terminal's job control is for its own processes.
 SHORT: "dict[str, Callable[[Sequence[str]], bool]]" = {
     "delegate": always,
     "run": lambda words: words[:1] in (["-d"], ["--detach"]),  # else it is in the foreground, and has the terminal
@@ -105,9 +99,12 @@ def is_plain() -> bool:
     environment = os.environ
     if "AGENTD_SOCKET" in environment or "AGENTD_DEBUG" in environment:  # inside a job; a traceback is wanted
         return False
-    if "resident" in environment.get("AGENTD_WITHOUT", "").split(","):
+    if is_without("resident"):
         return False
-    if sys.warnoptions or sys._xoptions or sys.getfilesystemencoding() != "utf-8" or os.getuid() != os.geteuid():
+    flags = sys.flags
+    if sys.warnoptions or sys._xoptions or flags.dev_mode or flags.optimize or flags.inspect or flags.verbose:
+        return False
+    if sys.getfilesystemencoding() != "utf-8" or os.getuid() != os.geteuid():
         return False
     if sys.stdin is None or sys.stdout is None or sys.stderr is None:
         return False
@@ -135,7 +132,7 @@ def connect() -> "_socket.socket | None":
         folder = os.open(paths.state_dir(), os.O_PATH | os.O_CLOEXEC)
         try:
             link.settimeout(PATIENCE_S)
-            link.connect(f"/proc/self/fd/{folder}/{SOCKET}")
+            link.connect(f"/proc/self/fd/{folder}/{paths.RESIDENT_SOCKET}")
         finally:
             os.close(folder)
         uid = link.getsockopt(_socket.SOL_SOCKET, SO_PEERCRED, 12)[4:8]
@@ -147,19 +144,18 @@ def connect() -> "_socket.socket | None":
     return None
 
 
-def handed_over(link: "_socket.socket", words: "Sequence[str]") -> int | None:
-    """The exit code; None if it was not done."""
+def ask(link: "_socket.socket", words: "Sequence[str]") -> int | None:
     try:
         send(link, request(words))
         answer = link.recv(64)
         if answer[:1] != b"+":
-            return None
+            return refused(answer[1:].decode() or "it ended")
         child = os.pidfd_open(int(answer[1:]))
         pass_signals_on(child)
         link.settimeout(None)
         link.send(b"g")
-    except OSError:
-        return None
+    except OSError as error:
+        return refused(str(error))
     code = link.recv(64)
     if code:
         return int(code)
@@ -167,16 +163,31 @@ def handed_over(link: "_socket.socket", words: "Sequence[str]") -> int | None:
     return lost(words)
 
 
+def refused(why: str) -> int | None:
+    """It is done here, unless a test wants to know of it."""
+    if not is_without("in-process"):
+        return None
+    os.write(2, f"agentd: the resident process does not take this call: {why}\n".encode())
+    return EXIT_UNKNOWN
+
+
+def is_without(mechanism: str) -> bool:
+    return mechanism in os.environ.get("AGENTD_WITHOUT", "").split(",")
+
+
 def request(words: "Sequence[str]") -> bytes:
-    fields = [identity(), f"{sys.stdin.encoding} {sys.stdin.errors}", str(len(words)), *words]
+    is_unbuffered = getattr(sys.stdout, "write_through", False)
+    streams = f"{sys.stdin.encoding} {sys.stdin.errors} {is_unbuffered:d}"
+    fields = [identity(), streams, str(len(words)), *words]
     data = [os.fsencode(field) for field in fields]
     data += [name + b"=" + value for name, value in os.environb.items()]
     return b"\0".join(data)
 
 
 def identity() -> str:
-    """Which agentd this is: only the same one may answer for it."""
-    return f"{__version__} {sys.hexversion} {sys.prefix} {os.path.dirname(os.path.abspath(__file__))}"
+    """Which agentd this is, with all that it may import: only the same one may answer for it."""
+    path = sys.path if sys.flags.safe_path else sys.path[1:]  # the first is the script's folder, or the current one
+    return ":".join([f"{__version__} {sys.hexversion} {sys.prefix}", os.path.dirname(os.path.abspath(__file__)), *path])
 
 
 def send(link: "_socket.socket", data: bytes) -> None:

@@ -5,6 +5,7 @@ ignored and blocked signals, session. What no process can take over (user, group
 be the same already. All is read from /proc, of a caller that holds its end of the connection meanwhile.
 """
 
+import io
 import os
 import resource
 import signal
@@ -13,20 +14,25 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
+from typing import BinaryIO
 
 from agentd import client, door, process
 
 MAX_FDS = 8
 SAME = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
 NAMESPACES = ("mnt", "user", "pid", "net", "ipc", "uts")
+ALL_LIMITS = 16  # RLIM_NLIMITS
 OF_MEMORY = (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK)
 OWN_SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ)  # the last two Python always ignores
-READ_AT_IMPORT = ("TYPER_", "_TYPER_", "GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TERMINAL_WIDTH")
-"""By typer, once; as is all of PYTHON*."""
+READ_AT_IMPORT = (b"TYPER_", b"_TYPER_")
 
 
 class Unlike(Exception):
     """Why this process cannot be like the caller."""
+
+
+class Outgrown(Unlike):
+    """The caller may more than we: one that it starts itself would serve it, and us."""
 
 
 class Self:
@@ -36,7 +42,6 @@ class Self:
         self.identity = door.identity()
         self.status = status("self")
         self.places = places("self")
-        self.read_at_import = read_at_import(os.environ)
 
 
 def take_over(link: socket.socket, ours: Self) -> None:
@@ -49,8 +54,8 @@ def take_over(link: socket.socket, ours: Self) -> None:
     count = int(fields[2])
     words, pairs = fields[3 : 3 + count], fields[3 + count :]
     environment = dict(pair.split(b"=", 1) for pair in pairs)
-    if read_at_import({os.fsdecode(n): os.fsdecode(v) for n, v in environment.items()}) != ours.read_at_import:
-        raise Unlike("its environment sets up Python or typer otherwise")
+    if any(name.startswith(READ_AT_IMPORT) for name in environment):
+        raise Unlike("its environment sets up typer, which we have already")
     theirs = status(pid)
     if any(theirs.get(name) != ours.status.get(name) for name in SAME):
         raise Unlike("its user, groups or rights are others")
@@ -89,38 +94,53 @@ def places(pid: int | str) -> tuple[object, ...]:
     return (root.st_dev, root.st_ino, *(os.readlink(f"/proc/{pid}/ns/{name}") for name in NAMESPACES))
 
 
-def read_at_import(environment: "os._Environ[str] | dict[str, str]") -> dict[str, str]:
-    prefixes = ("PYTHON", *READ_AT_IMPORT)
-    return {name: value for name, value in environment.items() if name.startswith(prefixes)}
-
-
 def be_as_limited(pid: int) -> None:
-    """Limits and priority: they can be lowered; where the caller has more than we, it is for itself to use that."""
-    try:
-        for number in range(resource.RLIM_NLIMITS if hasattr(resource, "RLIM_NLIMITS") else 16):
-            wanted = resource.prlimit(pid, number)
-            if wanted != resource.getrlimit(number):
-                if number in OF_MEMORY:
-                    raise Unlike("its memory is limited otherwise")
-                resource.setrlimit(number, wanted)
-        wanted_priority = os.getpriority(os.PRIO_PROCESS, pid)
-        if wanted_priority != os.getpriority(os.PRIO_PROCESS, 0):
-            os.setpriority(os.PRIO_PROCESS, 0, wanted_priority)
-    except (OSError, ValueError):
-        raise Unlike("its limits or its priority are higher than ours") from None
+    """Limits and priority can be lowered only."""
+    for number in range(ALL_LIMITS):
+        ours, theirs = resource.getrlimit(number), resource.prlimit(pid, number)
+        if theirs == ours:
+            continue
+        if number in OF_MEMORY and not is_more(theirs, ours):
+            raise Unlike("its memory is limited, and ours is used already")
+        try:
+            resource.setrlimit(number, theirs)
+        except (OSError, ValueError):
+            raise Outgrown("its limits are higher") from None
+    priority = os.getpriority(os.PRIO_PROCESS, pid)
+    if priority != os.getpriority(os.PRIO_PROCESS, 0):
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, priority)
+        except OSError:
+            raise Outgrown("its priority is higher") from None
 
 
-def take_streams(fds: Sequence[int], encoding: str, errors: str) -> None:
+def is_more(theirs: tuple[int, int], ours: tuple[int, int]) -> bool:
+    unlimited = 1 << 64
+    pairs = zip(theirs, ours, strict=True)
+    return all((a if a >= 0 else unlimited) >= (b if b >= 0 else unlimited) for a, b in pairs)
+
+
+def take_streams(fds: Sequence[int], encoding: str, errors: str, unbuffered: str) -> None:
     """As Python makes them at its start."""
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
         os.close(fd)
-    is_terminal = os.isatty(1)
-    sys.stdin = sys.__stdin__ = open(0, encoding=encoding, errors=errors, closefd=False)  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = open(  # type: ignore[misc]
-        1, "w", 1 if is_terminal else -1, encoding, errors, newline="\n", closefd=False
+    size = 0 if unbuffered == "1" else -1
+    streams = {
+        "stdin": text(os.fdopen(0, "rb", closefd=False), encoding, errors),
+        "stdout": text(os.fdopen(1, "wb", size, closefd=False), encoding, errors, os.isatty(1)),
+        "stderr": text(os.fdopen(2, "wb", size, closefd=False), encoding, "backslashreplace", True),
+    }
+    for name, stream in streams.items():
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def text(binary: BinaryIO, encoding: str, errors: str, is_by_line: bool = False) -> io.TextIOWrapper:
+    is_raw = isinstance(binary, io.RawIOBase)
+    return io.TextIOWrapper(
+        binary, encoding, errors, newline="\n", line_buffering=is_by_line and not is_raw, write_through=is_raw
     )
-    sys.stderr = sys.__stderr__ = open(2, "w", 1, encoding, "backslashreplace", newline="\n", closefd=False)  # type: ignore[misc]
 
 
 def take_signals(ignored: int, blocked: int) -> None:

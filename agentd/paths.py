@@ -3,6 +3,10 @@
 import os
 import stat
 
+RESIDENT_SOCKET = "resident.sock"
+RESIDENT_LOCK = "resident.lock"
+"""In the state folder: where short verbs are answered, and the lock that whoever answers holds; it has its pid."""
+
 
 def state_dir() -> str:
     """AGENTD_STATE_DIR, else $XDG_STATE_HOME/agentd, else ~/.local/state/agentd. Absolute."""

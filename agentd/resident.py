@@ -3,8 +3,8 @@
 One for a state folder; it holds the lock ``resident.lock`` while it lives. The first verb that had to run by itself
 starts it, beside a daemon that runs; it ends with that daemon, when nobody has called for a while, or when the code on
 disk has changed. It is a zygote of its own and never touches a call: a *spare* fork waits for the next one. The spare
-takes the connection, reads the request, becomes the caller's likeness and carries out the verb; this process only learns
-that the spare is taken, and forks the next. So it holds nothing of any caller, in memory or open.
+takes the connection, reads the request, becomes the caller's likeness and carries out the verb; this process learns
+only that the spare is taken, and forks the next. So it holds nothing of any caller, in memory or open.
 
 The fork is not of the caller's session, so the terminal does not signal it: the door passes signals on, and the kernel
 kills the fork when the door's end of the connection closes, however that came about.
@@ -20,19 +20,20 @@ import select
 import signal
 import socket
 import sys
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
-from agentd import cli, client, door, jobdir, likeness, paths, process
+from agentd import cli, door, jobdir, likeness, paths, process
 from agentd.cli import verbs
 
-LOCK = "resident.lock"
 BACKLOG = 1024
 IDLE_S = 900
 MAX_DEATHS = 3
 F_SETSIG = 10  # linux/fcntl.h; Python has no name for it
-KEPT = ("PYTHON", "AGENTD_", "LC_", "LANG")  # of the environment of whoever starts it
-TAKEN, STALE = b"t", b"s"
-Stamp = tuple[tuple[int, int, int], ...]
+KEPT = (  # of the environment of whoever starts it: where things are, no more
+    *("PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "PYTHONPLATLIBDIR"),
+    *("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "AGENTD_STATE_DIR"),
+)
+Stamps = dict[str, tuple[int, int, int]]
 
 
 # --- started in the background, by a verb at its end ---------------------------------------------------------
@@ -51,20 +52,22 @@ def start() -> None:
 
 def start_beside(state_dir: str, who: process.Identity) -> None:
     with contextlib.ExitStack() as opened:
-        lock = os.open(f"{state_dir}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        lock = os.open(
+            f"{state_dir}/{paths.RESIDENT_LOCK}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
         opened.callback(os.close, lock)
         daemon = process.open_verified(who)
         if daemon is None or not process.take_byte(lock, 0):
             return
         opened.callback(os.close, daemon)
-        listener = opened.enter_context(jobdir.listen(f"{state_dir}/{door.SOCKET}", backlog=BACKLOG))
+        listener = opened.enter_context(jobdir.listen(f"{state_dir}/{paths.RESIDENT_SOCKET}", backlog=BACKLOG))
         spawn(lock, listener.fileno(), daemon, state_dir)
 
 
 def spawn(*given: int | str) -> None:
     import subprocess
 
-    environment = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
+    environment = {name: value for name, value in os.environ.items() if name in KEPT}
     child = subprocess.Popen(
         [sys.executable, "-X", "utf8", "-P", "-m", "agentd.resident", *map(str, given)],
         pass_fds=[fd for fd in given if isinstance(fd, int)],
@@ -85,15 +88,17 @@ def main(argv: list[str]) -> int:
     lock, listener, daemon = map(int, argv[:3])
     process.set_name("agentd-resident")
     os.umask(0o077)
-    before = stamp()
+    stamps = {place: stamp(place) for place in code_places()}
     warm_up()
+    with contextlib.suppress(OSError):  # the disk is full: then only doctor does not know the pid
+        os.pwrite(lock, b"%-10d\n" % os.getpid(), 0)
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a call's process but its caller
     link = socket.socket(fileno=listener)
     link.listen(BACKLOG)  # once more: from now on SO_PEERCRED names this process
-    serve(link, daemon, before)
-    jobdir.remove_quietly(f"{argv[3]}/{door.SOCKET}")
+    serve(link, daemon, stamps)
+    jobdir.remove_quietly(f"{argv[3]}/{paths.RESIDENT_SOCKET}")
     os.close(lock)
     return 0
 
@@ -107,33 +112,44 @@ def warm_up() -> None:
             cli.dispatch([verb, "--help"])
 
 
-def serve(listener: socket.socket, daemon: int, before: Stamp) -> None:
-    lifeline, our_end = os.pipe2(os.O_CLOEXEC)
+def serve(listener: socket.socket, daemon: int, stamps: Stamps) -> None:
+    """Until the daemon ends, nobody calls, a fork says that it is enough, or forks die before they are taken."""
+    pipes = Pipes(*os.pipe2(os.O_CLOEXEC), *os.pipe2(os.O_CLOEXEC))
     ours, deaths = likeness.Self(), 0
     while deaths < MAX_DEATHS:
         news, its_end = os.pipe2(os.O_CLOEXEC)
         if os.fork() == 0:
-            with process_of_its_own():
-                os.close(our_end)
-                be_spare(listener, lifeline, its_end, ours, before)
+            with never_returning():
+                process.close_all_but({0, 1, 2, listener.fileno(), pipes.lifeline, pipes.enough, its_end})
+                be_spare(listener, pipes, its_end, ours, stamps)
         os.close(its_end)
-        readable = {fd for fd, _ in polled((news, daemon), IDLE_S * 1000)}
-        word = os.read(news, 1) if news in readable else b""
+        readable = polled((news, daemon, pipes.is_enough), IDLE_S * 1000)
+        was_taken = news in readable and os.read(news, 1) == b"t"
         os.close(news)
-        deaths = 0 if word == TAKEN else deaths + 1
-        if word == STALE or news not in readable:
+        deaths = 0 if was_taken else deaths + 1
+        if readable != {news}:
             return
 
 
-def polled(fds: tuple[int, ...], milliseconds: int | None = None) -> list[tuple[int, int]]:
+class Pipes(NamedTuple):
+    """Of all forks: by one they learn of our end, by the other we learn that they can serve no longer."""
+
+    lifeline: int
+    our_end: int
+    is_enough: int
+    enough: int
+
+
+def polled(fds: tuple[int, ...], milliseconds: int | None = None) -> set[int]:
+    """Those that can be read, or have ended."""
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
-    return poll.poll(milliseconds)
+    return {fd for fd, _ in poll.poll(milliseconds)}
 
 
-class process_of_its_own:
-    """What is forked never returns into its parent's code."""
+class never_returning:
+    """What is forked does not go on in its parent's code, come what may."""
 
     def __enter__(self) -> None: ...
 
@@ -141,34 +157,40 @@ class process_of_its_own:
         os._exit(door.EXIT_UNKNOWN)
 
 
-def stamp() -> Stamp:
-    """Which code is on disk. Of what we depend on: the folders in which it is installed, for pip changes those."""
-    package = os.path.dirname(os.path.abspath(__file__))
+def code_places() -> list[str]:
+    """Our code, and the folders in which all else is installed, for to install something changes those."""
     found = [place for place in sys.path if os.path.isdir(place)]
-    for folder, _, files in os.walk(package):
+    for folder, _, files in os.walk(os.path.dirname(os.path.abspath(__file__))):
         found += (f"{folder}/{name}" for name in files if name.endswith(".py"))
-    return tuple((info.st_mtime_ns, info.st_ino, info.st_size) for info in map(os.stat, sorted(found)))
+    return found
+
+
+def stamp(place: str) -> tuple[int, int, int]:
+    try:
+        info = os.stat(place)
+    except OSError:
+        return (0, 0, 0)
+    return (info.st_mtime_ns, info.st_ino, info.st_size)
 
 
 # --- a fork of it: spare, then the likeness of a caller -------------------------------------------------------
 
 
-def be_spare(listener: socket.socket, lifeline: int, news: int, ours: likeness.Self, before: Stamp) -> None:
-    readable = {fd for fd, _ in polled((listener.fileno(), lifeline))}
-    if listener.fileno() not in readable:
+def be_spare(listener: socket.socket, pipes: Pipes, news: int, ours: likeness.Self, stamps: Stamps) -> None:
+    if listener.fileno() not in polled((listener.fileno(), pipes.lifeline)):
         return
     link, _ = listener.accept()
-    listener.close()
-    is_stale = stamp() != before
-    os.write(news, STALE if is_stale else TAKEN)
-    if is_stale:
-        return
-    process.close_all_but({0, 1, 2, link.fileno()})
+    os.write(news, b"t")
     try:
+        if any(stamp(place) != seen for place, seen in stamps.items()):
+            raise likeness.Outgrown("the code on disk has changed")
         likeness.take_over(link, ours)
     except (likeness.Unlike, OSError, ValueError) as why:
+        if isinstance(why, likeness.Outgrown):
+            os.write(pipes.enough, b"e")
         link.sendall(b"-" + str(why).encode()[:60])
         return
+    process.close_all_but({0, 1, 2, link.fileno()})
     carry_out(link)
 
 
