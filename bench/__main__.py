@@ -8,13 +8,14 @@ import time
 import traceback
 from pathlib import Path
 
-from . import delegate, latency, peers, report, scale, start, throughput, worktrees
+from . import delegate, latency, peers, report, scale, short, start, throughput, worktrees
 from .lab import Lab
 
 # Its order is the report's. To add a measurement: write the module, add the line.
 MEASUREMENTS = {
     "delegate": delegate.measure,
     "start": start.measure,
+    "short": short.measure,
     "latency": latency.measure,
     "throughput": throughput.measure,
     "worktrees": worktrees.measure,
