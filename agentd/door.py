@@ -178,16 +178,15 @@ def is_without(mechanism: str) -> bool:
 def request(words: "Sequence[str]") -> bytes:
     is_unbuffered = getattr(sys.stdout, "write_through", False)
     streams = f"{sys.stdin.encoding} {sys.stdin.errors} {is_unbuffered:d}"
-    fields = [identity(), streams, str(len(words)), *words]
+    fields = [identity(), ":".join(sys.path), streams, str(len(words)), *words]
     data = [os.fsencode(field) for field in fields]
     data += [name + b"=" + value for name, value in os.environb.items()]
     return b"\0".join(data)
 
 
 def identity() -> str:
-    """Which agentd this is, with all that it may import: only the same one may answer for it."""
-    path = sys.path if sys.flags.safe_path else sys.path[1:]  # the first is the script's folder, or the current one
-    return ":".join([f"{__version__} {sys.hexversion} {sys.prefix}", os.path.dirname(os.path.abspath(__file__)), *path])
+    """Which agentd this is: only the same one may answer for it."""
+    return f"{__version__} {sys.hexversion} {sys.prefix} {os.path.dirname(os.path.abspath(__file__))}"
 
 
 def send(link: "_socket.socket", data: bytes) -> None:

@@ -24,7 +24,7 @@ NAMESPACES = ("mnt", "user", "pid", "net", "ipc", "uts")
 ALL_LIMITS = 16  # RLIM_NLIMITS
 OF_MEMORY = (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK)
 OWN_SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ)  # the last two Python always ignores
-READ_AT_IMPORT = (b"TYPER_", b"_TYPER_")
+READ_AT_IMPORT = ("TYPER_", "_TYPER_")
 
 
 class Unlike(Exception):
@@ -40,6 +40,7 @@ class Self:
 
     def __init__(self) -> None:
         self.identity = door.identity()
+        self.path = ":".join(sys.path)
         self.status = status("self")
         self.places = places("self")
 
@@ -49,11 +50,14 @@ def take_over(link: socket.socket, ours: Self) -> None:
     pid, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if uid != os.getuid() or pid <= 0 or len(fds) != 3:
         raise Unlike("it is of another user, or of another space of processes")
-    if os.fsdecode(fields[0]) != ours.identity:
+    identity, path, streams, count, *rest = map(os.fsdecode, fields)
+    if identity != ours.identity or ours.path not in (
+        path,
+        path.partition(":")[2],
+    ):  # it begins with the script's folder
         raise Unlike("it is another agentd")
-    count = int(fields[2])
-    words, pairs = fields[3 : 3 + count], fields[3 + count :]
-    environment = dict(pair.split(b"=", 1) for pair in pairs)
+    words, pairs = rest[: int(count)], rest[int(count) :]
+    environment = dict(pair.split("=", 1) for pair in pairs)
     if any(name.startswith(READ_AT_IMPORT) for name in environment):
         raise Unlike("its environment sets up typer, which we have already")
     theirs = status(pid)
@@ -64,11 +68,11 @@ def take_over(link: socket.socket, ours: Self) -> None:
     be_as_limited(pid)
     os.chdir(f"/proc/{pid}/cwd")
     os.umask(int(theirs["Umask"], 8))
-    take_streams(fds, *os.fsdecode(fields[1]).split(" "))
+    take_streams(fds, *streams.split(" "))
     os.environ.clear()
-    os.environb.update(environment)
+    os.environ.update(environment)
     time.tzset()
-    sys.argv[1:] = [os.fsdecode(word) for word in words]
+    sys.argv[1:] = words
     client.caller = pid
     process.set_name(f"agentd {sys.argv[1] if sys.argv[1:] and sys.argv[1] in door.SHORT else ''}")
     take_signals(int(theirs["SigIgn"], 16), int(theirs["SigBlk"], 16))

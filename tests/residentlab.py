@@ -41,7 +41,7 @@ def is_taken(agentd: Shell, *words: str, **env: str) -> bool:
 
 def both_ways(agentd: Shell, *words: str, **env: str) -> Said:
     here, there = (agentd(*words, **(env | way)) for way in (HERE, THERE))
-    assert here == there, words
+    assert (words, here) == (words, there)
     return there
 
 
@@ -60,7 +60,7 @@ def scripted_both_ways(agentd: Shell, script: str, shell: str = "bash") -> str:
         ).stdout.decode("latin-1")
         for way in (HERE, THERE)
     ]
-    assert found[0] == found[1], script
+    assert found[0] == found[1], (script, found)
     return found[1]
 
 
