@@ -22,6 +22,8 @@ import socket
 import sys
 from typing import NamedTuple, NoReturn
 
+import typer
+
 from agentd import cli, door, jobdir, likeness, paths, process
 from agentd.cli import verbs
 
@@ -158,8 +160,8 @@ class never_returning:
 
 
 def code_places() -> list[str]:
-    """Our code, and the folders in which all else is installed, for to install something changes those."""
-    found = [place for place in sys.path if os.path.isdir(place)]
+    """Our code, and the folder in which what we depend on is installed: pip changes that."""
+    found = [os.path.dirname(os.path.dirname(typer.__file__))]
     for folder, _, files in os.walk(os.path.dirname(os.path.abspath(__file__))):
         found += (f"{folder}/{name}" for name in files if name.endswith(".py"))
     return found
