@@ -155,12 +155,20 @@ def ask(link: "_socket.socket", words: "Sequence[str]") -> int | None:
         link.settimeout(None)
         link.send(b"g")
     except OSError as error:
+        leave_signals()
         return refused(str(error))
-    code = link.recv(64)
-    if code:
-        return int(code)
-    leave_signals()
-    return lost(words)
+    code = exit_code(link)
+    if code is None:
+        leave_signals()
+        return lost(words)
+    return code
+
+
+def exit_code(link: "_socket.socket") -> int | None:
+    try:
+        return int(link.recv(64) or "no code")
+    except (OSError, ValueError):
+        return None
 
 
 def refused(why: str) -> int | None:
