@@ -18,6 +18,7 @@ import sys
 from agentd import __version__, paths
 
 PATIENCE_S = 3.0
+READY, GO = b"?", b"g"
 EXIT_UNKNOWN = 125
 EXIT_INTERRUPTED = 130
 SO_PEERCRED, SCM_RIGHTS = 17, 1
@@ -146,6 +147,8 @@ def connect() -> "_socket.socket | None":
 
 def ask(link: "_socket.socket", words: "Sequence[str]") -> int | None:
     try:
+        if link.recv(1) != READY:  # first: what is in a socket that nobody reads would keep our descriptors open
+            return refused("it ended")
         send(link, request(words))
         answer = link.recv(64)
         if answer[:1] != b"+":
@@ -153,7 +156,7 @@ def ask(link: "_socket.socket", words: "Sequence[str]") -> int | None:
         child = os.pidfd_open(int(answer[1:]))
         pass_signals_on(child)
         link.settimeout(None)
-        link.send(b"g")
+        link.send(GO)
     except OSError as error:
         leave_signals()
         return refused(str(error))

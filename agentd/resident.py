@@ -184,6 +184,7 @@ def be_spare(listener: socket.socket, pipes: Pipes, news: int, ours: likeness.Se
     link, _ = listener.accept()
     os.write(news, b"t")
     try:
+        link.sendall(door.READY)
         if any(stamp(place) != seen for place, seen in stamps.items()):
             raise likeness.Outgrown("the code on disk has changed")
         likeness.take_over(link, ours)
@@ -198,7 +199,7 @@ def be_spare(listener: socket.socket, pipes: Pipes, news: int, ours: likeness.Se
 
 def carry_out(link: socket.socket) -> None:
     link.sendall(b"+%d" % os.getpid())
-    if link.recv(1) != b"g":
+    if link.recv(1) != door.GO:
         return
     die_with(link)
     code = cli.main()
