@@ -13,7 +13,6 @@ kills the fork when the door's end of the connection closes, however that came a
 import contextlib
 import fcntl
 import gc
-import importlib
 import io
 import os
 import select
@@ -26,6 +25,7 @@ import typer
 
 from agentd import cli, door, jobdir, likeness, paths, process
 from agentd.cli import verbs
+from agentd.core.errors import AgentdError
 
 BACKLOG = 1024
 IDLE_S = 900
@@ -107,8 +107,14 @@ def main(argv: list[str]) -> int:
 
 def warm_up() -> None:
     """All that a verb imports or makes at its first use."""
-    for module, _, _ in (*verbs.VERBS.values(), *verbs.DAEMON_VERBS.values()):
-        importlib.import_module(module)
+    import difflib  # noqa: F401  # for words that are no verb
+    import shlex  # noqa: F401  # to show commands
+
+    groups = ((verbs.command_line(), verbs.VERBS), (verbs.daemon_group(), verbs.DAEMON_VERBS))
+    for group, table in groups:
+        for command in (group, *(group.get_command(None, verb) for verb in table)):
+            for parameter in command.params:
+                parameter.get_runtime_param()
     for verb in verbs.VERBS:
         with contextlib.redirect_stdout(io.StringIO()):
             cli.dispatch([verb, "--help"])
@@ -178,7 +184,15 @@ def stamp(place: str) -> tuple[int, int, int]:
 # --- a fork of it: spare, then the likeness of a caller -------------------------------------------------------
 
 
+def rehearse() -> None:
+    """A call that comes to nothing: the pages that any call writes to are copied now, while nobody waits."""
+    with contextlib.suppress(AgentdError), contextlib.redirect_stdout(io.StringIO()):
+        cli.dispatch(["ps", "--last", "none"])
+    likeness.Self()
+
+
 def be_spare(listener: socket.socket, pipes: Pipes, news: int, ours: likeness.Self, stamps: Stamps) -> None:
+    rehearse()
     if listener.fileno() not in polled((listener.fileno(), pipes.lifeline)):
         return
     link, _ = listener.accept()

@@ -55,7 +55,7 @@ RINGS: dict[str, set[str]] = {
     # the command line with its imports done, which answers for others; the door that every call goes through
     "door": {"paths"},
     "likeness": {"door", "client", "process"},
-    "resident": {"door", "likeness", "cli", "client", "jobdir", "process", "paths"},
+    "resident": {"door", "likeness", "cli", "core", "jobdir", "process", "paths"},
     # the package itself and `python -m agentd`: doors
     "__init__": {"client"},
     "__main__": {"door", "resident", "cli"},

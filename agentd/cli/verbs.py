@@ -1,5 +1,9 @@
-"""The table of verbs, and typer told to load each only when it is called."""
+"""The table of verbs, and typer told to load each only when it is called.
 
+What typer makes of a verb is kept: the resident process has it made before it is called.
+"""
+
+import functools
 import re
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -150,6 +154,7 @@ def plain(**more: Any) -> typer.Typer:
     return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, **more)
 
 
+@functools.cache
 def command(name: str, function: Callable[..., Any]) -> Any:
     app = plain()
     settings = dict(SETTINGS)
@@ -159,12 +164,14 @@ def command(name: str, function: Callable[..., Any]) -> Any:
     return typer.main.get_command(app)
 
 
+@functools.cache
 def command_line() -> Any:
     app = plain(cls=LazyGroup, name="agentd", context_settings=SETTINGS, subcommand_metavar="VERB …")
     app.callback()(top)
     return typer.main.get_command(app)
 
 
+@functools.cache
 def daemon_group() -> Any:
     app = plain(cls=LazyGroup, name="daemon", context_settings=SETTINGS, subcommand_metavar="VERB …")
     app.callback()(lambda: None)
