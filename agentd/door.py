@@ -3,10 +3,11 @@
 Importing typer takes ten times as long as starting Python. So a process that has done it (:mod:`agentd.resident`) waits
 beside the daemon, and forks for each call. This module is all that a short verb imports: keep it small.
 
-The call passes through a socket of the state folder: words, environment, and the descriptors 0 to 2. The fork makes
-itself like the caller (:mod:`agentd.likeness`) and says so; only then it is told to go. Before that word nothing is
-done, so whatever is not as it should be (nobody there, another version, a caller that cannot be copied) is no failure:
-the verb runs here. After it the verb is never run again, unless it only asks.
+The call passes through a socket of the state folder. A fork says who it is; it is sent words, environment, and the
+descriptors 0 to 2, not earlier, for in a socket that nobody reads they would stay open. It makes itself like the caller
+(:mod:`agentd.likeness`), or says that it cannot. Whatever is not as it should be (nobody there, another version, a
+caller that cannot be copied) is no failure: the verb runs here. But if the fork, once asked, dies without a word, the
+verb is not run again, unless it only asks.
 """
 
 # What `signal` and `socket` are made of; their enums take 5 ms to make.
@@ -18,7 +19,6 @@ import sys
 from agentd import __version__, paths
 
 PATIENCE_S = 3.0
-READY, GO = b"?", b"g"
 EXIT_UNKNOWN = 125
 EXIT_INTERRUPTED = 130
 SO_PEERCRED, SCM_RIGHTS = 17, 1
@@ -146,32 +146,21 @@ def connect() -> "_socket.socket | None":
 
 
 def ask(link: "_socket.socket", words: "Sequence[str]") -> int | None:
+    interrupts: list[int] = []
     try:
-        if link.recv(1) != READY:  # first: what is in a socket that nobody reads would keep our descriptors open
-            return refused("it ended")
+        child = os.pidfd_open(int(link.recv(64) or b"0"))
+        pass_signals_on(child, interrupts)
+        link.settimeout(None)
         send(link, request(words))
         answer = link.recv(64)
-        if answer[:1] != b"+":
-            return refused(answer[1:].decode() or "it ended")
-        child = os.pidfd_open(int(answer[1:]))
-        pass_signals_on(child)
-        link.settimeout(None)
-        link.send(GO)
-    except OSError as error:
-        leave_signals()
-        return refused(str(error))
-    code = exit_code(link)
-    if code is None:
-        leave_signals()
-        return lost(words)
-    return code
-
-
-def exit_code(link: "_socket.socket") -> int | None:
-    try:
-        return int(link.recv(64) or "no code")
-    except (OSError, ValueError):
-        return None
+    except (OSError, ValueError) as error:  # also: it ended before it had read all of the request
+        answer = b"-" + str(error).encode()
+    if answer[:1] not in (b"", b"-"):
+        return int(answer)
+    leave_signals()
+    if interrupts:
+        return EXIT_INTERRUPTED
+    return refused(answer[1:].decode()) if answer else lost(words)
 
 
 def refused(why: str) -> int | None:
@@ -207,10 +196,11 @@ def send(link: "_socket.socket", data: bytes) -> None:
     link.sendall(data[sent:])
 
 
-def pass_signals_on(child: int) -> None:
+def pass_signals_on(child: int, interrupts: list[int]) -> None:
     """Those that do not end this process. If it ends, the kernel ends the child."""
 
     def interrupt(number: int, _: object) -> None:
+        interrupts.append(number)
         tell(child, number)
 
     def suspend(number: int, _: object) -> None:

@@ -45,7 +45,8 @@ class Self:
         self.places = places("self")
 
 
-def take_over(link: socket.socket, ours: Self) -> None:
+def take_over(link: socket.socket, ours: Self) -> set[int]:
+    """The signals that the caller blocks: the last thing to be taken over."""
     fields, fds = receive(link)
     pid, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if uid != os.getuid() or pid <= 0 or len(fds) != 3:
@@ -75,7 +76,8 @@ def take_over(link: socket.socket, ours: Self) -> None:
     sys.argv[1:] = words
     client.caller = pid
     process.set_name(f"agentd {sys.argv[1] if sys.argv[1:] and sys.argv[1] in door.SHORT else ''}")
-    take_signals(int(theirs["SigIgn"], 16), int(theirs["SigBlk"], 16))
+    ignore_signals(int(theirs["SigIgn"], 16))
+    return {number for number in range(1, 65) if int(theirs["SigBlk"], 16) >> (number - 1) & 1}
 
 
 def receive(link: socket.socket) -> tuple[list[bytes], list[int]]:
@@ -147,12 +149,11 @@ def text(binary: BinaryIO, encoding: str, errors: str, is_by_line: bool = False)
     )
 
 
-def take_signals(ignored: int, blocked: int) -> None:
+def ignore_signals(mask: int) -> None:
     for number in range(1, 32):
         if number in OWN_SIGNALS:
             continue
-        if ignored >> (number - 1) & 1:
+        if mask >> (number - 1) & 1:
             signal.signal(number, signal.SIG_IGN)
         else:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [n for n in range(1, 65) if blocked >> (n - 1) & 1])

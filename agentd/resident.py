@@ -192,31 +192,29 @@ def rehearse() -> None:
 
 
 def be_spare(listener: socket.socket, pipes: Pipes, news: int, ours: likeness.Self, stamps: Stamps) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until it can be the verb's
     rehearse()
     if listener.fileno() not in polled((listener.fileno(), pipes.lifeline)):
         return
     link, _ = listener.accept()
     os.write(news, b"t")
     try:
-        link.sendall(door.READY)
+        link.sendall(b"%d" % os.getpid())
         if any(stamp(place) != seen for place, seen in stamps.items()):
             raise likeness.Outgrown("the code on disk has changed")
-        likeness.take_over(link, ours)
+        blocked = likeness.take_over(link, ours)
     except (likeness.Unlike, OSError, ValueError) as why:
         if isinstance(why, likeness.Outgrown):
             os.write(pipes.enough, b"e")
         link.sendall(b"-" + str(why).encode()[:60])
         return
     process.close_all_but({0, 1, 2, link.fileno()})
-    carry_out(link)
-
-
-def carry_out(link: socket.socket) -> None:
-    link.sendall(b"+%d" % os.getpid())
-    if link.recv(1) != door.GO:
-        return
     die_with(link)
-    code = cli.main()
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        code = cli.main()
+    except KeyboardInterrupt:  # it came before the verb began
+        code = cli.EXIT_INTERRUPTED
     link.sendall(b"%d" % code)
     os._exit(code)
 
