@@ -151,7 +151,8 @@ def ask(link: "_socket.socket", words: "Sequence[str]") -> int | None:
         child = os.pidfd_open(int(link.recv(64) or b"0"))
         pass_signals_on(child, interrupts)
         link.settimeout(None)
-        send(link, request(words))
+        life, _ours = os.pipe()  # nobody writes there: what the fork sees of it is our end
+        send(link, request(words), (0, 1, 2, life))
         answer = link.recv(64)
     except (OSError, ValueError) as error:  # also: it ended before it had read all of the request
         answer = b"-" + str(error).encode()
@@ -189,10 +190,10 @@ def identity() -> str:
     return f"{__version__} {sys.hexversion} {sys.prefix} {os.path.dirname(os.path.abspath(__file__))}"
 
 
-def send(link: "_socket.socket", data: bytes) -> None:
+def send(link: "_socket.socket", data: bytes, fds: "Sequence[int]") -> None:
     data = len(data).to_bytes(8, sys.byteorder) + data
-    streams = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, 1, 2))
-    sent = link.sendmsg([data], [(_socket.SOL_SOCKET, SCM_RIGHTS, streams)])
+    rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+    sent = link.sendmsg([data], [(_socket.SOL_SOCKET, SCM_RIGHTS, rights)])
     link.sendall(data[sent:])
 
 

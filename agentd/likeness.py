@@ -14,7 +14,7 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from agentd import client, door, process
 
@@ -45,11 +45,19 @@ class Self:
         self.places = places("self")
 
 
-def take_over(link: socket.socket, ours: Self) -> set[int]:
-    """The signals that the caller blocks: the last thing to be taken over."""
+class Rest(NamedTuple):
+    """What is left to be done when all else is as the caller has it."""
+
+    life: int
+    """A pipe that ends with the caller."""
+    blocked: set[int]
+    """Signals: while the verb begins."""
+
+
+def take_over(link: socket.socket, ours: Self) -> Rest:
     fields, fds = receive(link)
     pid, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid != os.getuid() or pid <= 0 or len(fds) != 3:
+    if uid != os.getuid() or pid <= 0 or len(fds) != 4:
         raise Unlike("it is of another user, or of another space of processes")
     identity, path, streams, count, *rest = map(os.fsdecode, fields)
     if identity != ours.identity or ours.path not in (
@@ -69,7 +77,7 @@ def take_over(link: socket.socket, ours: Self) -> set[int]:
     be_as_limited(pid)
     os.chdir(f"/proc/{pid}/cwd")
     os.umask(int(theirs["Umask"], 8))
-    take_streams(fds, *streams.split(" "))
+    take_streams(fds[:3], *streams.split(" "))
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
@@ -77,7 +85,7 @@ def take_over(link: socket.socket, ours: Self) -> set[int]:
     client.caller = pid
     process.set_name(f"agentd {sys.argv[1] if sys.argv[1:] and sys.argv[1] in door.SHORT else ''}")
     ignore_signals(int(theirs["SigIgn"], 16))
-    return {number for number in range(1, 65) if int(theirs["SigBlk"], 16) >> (number - 1) & 1}
+    return Rest(fds[3], {number for number in range(1, 65) if int(theirs["SigBlk"], 16) >> (number - 1) & 1})
 
 
 def receive(link: socket.socket) -> tuple[list[bytes], list[int]]:

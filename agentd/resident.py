@@ -7,7 +7,7 @@ takes the connection, reads the request, becomes the caller's likeness and carri
 only that the spare is taken, and forks the next. So it holds nothing of any caller, in memory or open.
 
 The fork is not of the caller's session, so the terminal does not signal it: the door passes signals on, and the kernel
-kills the fork when the door's end of the connection closes, however that came about.
+kills the fork when a pipe ends that the door holds, however that came about.
 """
 
 import contextlib
@@ -202,16 +202,16 @@ def be_spare(listener: socket.socket, pipes: Pipes, news: int, ours: likeness.Se
         link.sendall(b"%d" % os.getpid())
         if any(stamp(place) != seen for place, seen in stamps.items()):
             raise likeness.Outgrown("the code on disk has changed")
-        blocked = likeness.take_over(link, ours)
+        rest = likeness.take_over(link, ours)
     except (likeness.Unlike, OSError, ValueError) as why:
         if isinstance(why, likeness.Outgrown):
             os.write(pipes.enough, b"e")
         link.sendall(b"-" + str(why).encode()[:60])
         return
-    process.close_all_but({0, 1, 2, link.fileno()})
-    die_with(link)
+    process.close_all_but({0, 1, 2, link.fileno(), rest.life})
+    die_with(rest.life)
     try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.pthread_sigmask(signal.SIG_SETMASK, rest.blocked)
         code = cli.main()
     except KeyboardInterrupt:  # it came before the verb began
         code = cli.EXIT_INTERRUPTED
@@ -219,12 +219,13 @@ def be_spare(listener: socket.socket, pipes: Pipes, news: int, ours: likeness.Se
     os._exit(code)
 
 
-def die_with(link: socket.socket) -> None:
-    """The caller's door has nothing more to say: what comes from there is its end, and the kernel makes it ours."""
-    fcntl.fcntl(link, F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(link, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(link, fcntl.F_SETFL, fcntl.fcntl(link, fcntl.F_GETFL) | os.O_ASYNC)
-    if polled((link.fileno(),), 0):
+def die_with(life: int) -> None:
+    """The kernel makes the caller's end ours. (Not by the connection: the news of what was sent there, and is read
+    already, can come late.)"""
+    fcntl.fcntl(life, F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
+    if polled((life,), 0):
         os._exit(door.EXIT_UNKNOWN)  # it went before we listened
 
 
