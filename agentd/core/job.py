@@ -241,6 +241,7 @@ class Job(Fact, frozen=True):
     secrets: tuple[str, ...] = ()
     """Names of environment variables whose values travel in memory only."""
     has_input: bool = False
+    has_terminal: bool = False
     restart: str = "no"
     tries: int = 0
     """Attempts in a row that came to nothing."""
