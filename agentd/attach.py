@@ -24,7 +24,7 @@ from typing import Any
 
 from agentd import follow, jobdir
 from agentd.core.errors import NotNow, Refused
-from agentd.screen import Filter, Keys, Modes, beginning
+from agentd.screen import Filter, Keys, Modes, beginning, is_drawn
 
 AT_ONCE = 1 << 17
 FAR_BEHIND = 1 << 20
@@ -38,6 +38,10 @@ GONE = "gone"
 ENDED = "ended"
 
 
+class HungUp(Exception):
+    """Our own terminal has gone."""
+
+
 def own_size() -> tuple[int, int] | None:
     """Rows and columns of the terminal we are at; None if none of the standard streams is one that tells."""
     for fd in (0, 1, 2):
@@ -46,6 +50,10 @@ def own_size() -> tuple[int, int] | None:
             if rows and columns:
                 return rows, columns
     return None
+
+
+def own_rows() -> int:
+    return (own_size() or (24, 80))[0]
 
 
 def ask_keeper(path: str, order: dict[str, Any], patience: float = PATIENCE_S) -> dict[str, Any] | None:
@@ -153,7 +161,7 @@ class Attachment:
         while not self.attached:
             if follow.has_ended(self.path):
                 return
-            self.connect(redraw=self.modes.is_alternate and self.is_screen)
+            self.connect(redraw=self.is_screen and self.is_drawn(self.tail()))
             if self.link is not None:
                 deadline = deadline or time.monotonic() + PATIENCE_S
             self.wait(None if deadline is None else deadline - time.monotonic())
@@ -167,11 +175,11 @@ class Attachment:
                 self.reads_keys = self.keys.actions != {} and os.isatty(0)
                 self.draw()
                 return self.loop()
-            except OSError:
+            except HungUp:
                 return GONE
             finally:
-                with contextlib.suppress(OSError):
-                    self.put(self.modes.leave() if self.is_screen else b"")
+                with contextlib.suppress(HungUp):
+                    self.clear_off()
 
     def loop(self) -> str:
         while True:
@@ -200,14 +208,30 @@ class Attachment:
         """What the screen shows now."""
         if not self.is_screen:
             return
-        tail = b"".join(
-            data for _, data in jobdir.read_range(self.path, "out", max(0, self.offset - TAIL), self.offset)
-        )
-        rows = (own_size() or (24, 80))[0]
-        is_alternate = self.modes.is_alternate
-        drawn = tail[beginning(tail, is_alternate, rows) :]
-        head = self.modes.enter_alternate() + b"\x1b[H\x1b[2J" if is_alternate else b""
-        self.put(head + self.filtered(drawn, may_ask=False) + self.modes.enter())
+        tail = self.tail()
+        is_drawn = self.is_drawn(tail)
+        head = self.modes.enter_alternate() + b"\x1b[H\x1b[2J" if is_drawn else b""
+        shown = tail[beginning(tail, is_drawn, own_rows()) :]
+        self.put(head + self.filtered(shown, may_ask=False) + self.modes.enter())
+
+    def tail(self) -> bytes:
+        """The end of what has been shown."""
+        start = max(0, self.offset - TAIL)
+        return b"".join(data for _, data in jobdir.read_range(self.path, "out", start, self.offset))
+
+    def is_drawn(self, tail: bytes) -> bool:
+        """A program has the whole screen."""
+        return self.modes.is_alternate or is_drawn(tail, own_rows())
+
+    def clear_off(self) -> None:
+        """Leave a terminal as we found it, in a new line."""
+        if not self.is_screen:
+            return
+        if self.modes.is_alternate:
+            return self.put(self.modes.leave())
+        tail = self.tail()
+        below = b"\x1b[999;1H\r\n" if self.is_drawn(tail) else b"" if tail.endswith(b"\n") else b"\r\n"
+        self.put(self.modes.leave() + below)
 
     def show(self) -> bool:
         """Some of what is new; True if there is more."""
@@ -237,7 +261,12 @@ class Attachment:
     def put(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            view = view[os.write(1, view) :]
+            try:
+                view = view[os.write(1, view) :]
+            except BlockingIOError:  # somebody else who has this terminal wants it so
+                select.select([], [1], [])
+            except OSError:
+                raise HungUp from None
 
     # --- waiting --------------------------------------------------------------------------------------------
 
@@ -266,9 +295,14 @@ class Attachment:
         return self.on_keys() if 0 in ready else ""
 
     def on_keys(self) -> str:
-        data = os.read(0, KEYS_AT_ONCE)
+        try:
+            data = os.read(0, KEYS_AT_ONCE)
+        except BlockingIOError:
+            return ""
+        except OSError:
+            raise HungUp from None
         if not data:
-            return GONE
+            raise HungUp
         for passed, action in self.keys.feed(data):
             if passed and self.types:
                 self.say({"keys": base64.b64encode(passed).decode()})

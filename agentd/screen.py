@@ -25,6 +25,7 @@ MODE = re.compile(
     rb"|\[(?P<region>\d*;?\d*)r"
     rb"|\((?P<charset>[0-9A-Z]))"
 )
+HOME = re.compile(rb"\x1b\[(?:1?(?:;1?)?)[Hf]")
 FRESH = re.compile(rb"\x1b\[\?(?:1049|1047|47)[hl]|\x1b\[H\x1b\[0?J|\x1b\[[23]J|\x1bc")
 BEGUN = re.compile(rb"\x1b[\[(]?[0-?]*[ -/]?\Z")
 
@@ -96,11 +97,17 @@ def switch(number: int, is_on: bool) -> bytes:
     return b"\x1b[?%d%c" % (number, ord("h" if is_on else "l"))
 
 
-def beginning(tail: bytes, is_alternate: bool, rows: int) -> int:
+def is_drawn(tail: bytes, rows: int) -> bool:
+    """Does a program draw all over the screen, though it has not asked for the other one?"""
+    home = max((found.end() for found in HOME.finditer(tail)), default=-1)
+    return home >= 0 and tail.count(b"\n", home) < rows
+
+
+def beginning(tail: bytes, is_drawn: bool, rows: int) -> int:
     """From where on the end of a log shows what the screen shows: where it was last cleared; else, if it is no
     full-screen program's, the last lines."""
     cleared = max((found.start() for found in FRESH.finditer(tail)), default=0)
-    if is_alternate:
+    if is_drawn:
         return cleared
     start = len(tail)
     for _ in range(rows):
@@ -164,6 +171,9 @@ def is_harmless(token: bytes, may_ask: bool) -> bool:
 # --- keys ---------------------------------------------------------------------------------------------------
 
 
+WITH_CONTROL = frozenset("abcdefghijklmnopqrstuvwxyz@[\\]^_")
+
+
 class Keys:
     """Finds sequences of keys in what is typed. ``actions``: what each sequence means."""
 
@@ -190,11 +200,7 @@ def parse_keys(text: str) -> bytes | None:
     found = b""
     for word in text.split(","):
         low = word.lower()
-        if (
-            low.startswith("ctrl-")
-            and len(low) == 6
-            and ((low[5].isascii() and low[5].isalpha()) or low[5] in "@[\\]^_")
-        ):
+        if low.startswith("ctrl-") and len(low) == 6 and low[5] in WITH_CONTROL:
             found += bytes([ord(low[5].upper()) & 0x1F])
         elif len(word) == 1 and word.isascii() and word.isprintable():
             found += word.encode()

@@ -1,5 +1,6 @@
 """fg, bg, stop, cont, and the keys that give the prompt back: on bare PTYs."""
 
+import json
 import os
 import signal
 import termios
@@ -19,7 +20,9 @@ CTRL_B, CTRL_C, CTRL_Z = b"\x02", b"\x03", b"\x1a"
 @pytest.fixture
 def agentd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     monkeypatch.setenv("AGENTD_OWNER", "me")
-    yield from clishell.serve(tmp_path, monkeypatch)
+    for shell in clishell.serve(tmp_path, monkeypatch):
+        monkeypatch.chdir(shell.cwd)
+        yield shell
 
 
 def state(agentd: Shell, ref: str = "%+") -> str:
@@ -63,7 +66,8 @@ def test_bg_is_for_what_is_stopped(agentd: Shell) -> None:
 
 def test_json_tells_each_jobs_answer(agentd: Shell) -> None:
     id = agentd.job("sleep", "1000")
-    found, missing = (answers := agentd("stop", "--json", id, "99")) and __import__("json").loads(answers.out)
+    answers = agentd("stop", "--json", id, "99")
+    found, missing = json.loads(answers.out)
     assert (found["id"], found["state"], found["ok"]) == (int(id), "stopped", True)
     assert (missing["id"], missing["ok"], missing["code"]) == (99, False, "unknown_job")
     assert answers.code == 1

@@ -52,13 +52,11 @@ def attach(
         if not quiet:
             tell(id, attachment, detach_keys, has_keys=not no_stdin and os.isatty(0))
         how = attachment.run()
-        is_at_left_edge = attachment.modes.is_alternate
     if how == terminal.ENDED:
         code = follow.code_of(path)
         return EXIT_FAULT if code is None else code
     if how == terminal.GONE:
         return 128 + signal.SIGHUP
-    options.tell("", end="" if is_at_left_edge else "\n")
     options.say(f"detached from job {id}, which goes on; agentd attach {id} brings you back")
     return 0
 

@@ -87,10 +87,9 @@ class Foreground:
         with attach.Attachment(self.path, KEYS, True, steal=True, is_unfiltered=False) as attachment:
             self.go_on()
             how = attachment.run()
-            is_at_left_edge = attachment.modes.is_alternate
         if how == attach.GONE:
             return 128 + signal.SIGHUP
-        return self.code() if how == attach.ENDED else self.leave(how, is_at_left_edge)
+        return self.code() if how == attach.ENDED else self.leave(how)
 
     # --- without --------------------------------------------------------------------------------------------
 
@@ -108,6 +107,7 @@ class Foreground:
                 self.is_following = False
                 dropped = reader.dropped
         except LetGo:
+            options.tell("")  # behind the ^Z
             return self.leave(self.let_go)
         if dropped and not self.quiet:
             options.say(f"{dropped} bytes of output were dropped before they could be shown (--log-max)")
@@ -192,9 +192,8 @@ class Foreground:
         if self.job["state"] == "stopped":
             self.client.ask("jobs.cont", jobs=[self.id], owner=self.client.owner)
 
-    def leave(self, how: str, is_at_left_edge: bool = False) -> int:
+    def leave(self, how: str) -> int:
         """Give the prompt back, with the line that a shell has for it."""
-        options.tell("", end="" if is_at_left_edge else "\n")
         if how == STOP:
             answer = attach.ask_keeper(self.path, {"stop": True})
             if answer is not None and answer.get("ok"):

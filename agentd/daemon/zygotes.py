@@ -134,6 +134,8 @@ class Zygotes:
         answer, _ = await self._ask("hello")
         if self.link is not ours:
             raise ZygoteLost  # it answered, and died before we came to read it
+        # The last one's socket ended a moment before its process did: by now that is over, too.
+        self.children = [child for child in self.children if child.poll() is None]
         self.pid = answer["pid"]
         self.ready.set()
 
