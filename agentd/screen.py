@@ -122,7 +122,7 @@ def beginning(tail: bytes, is_drawn: bool, rows: int) -> int:
 STRING = rb"\x1b[\]PX^_][^\x07\x1b\x18\x1a]*"
 TOKEN = re.compile(
     rb"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI
-    rb"|" + STRING + rb"(?:\x07|\x1b\\)"  # OSC DCS SOS PM APC
+    rb"|" + STRING + rb"(?:\x07|\x1b\\|(?=\x1b[^\\]|\Z)|[\x18\x1a])"  # OSC DCS SOS PM APC, or one that is broken off
     rb"|\x1b[ -/]*[0-OQ-WYZ\\`-~]"
     rb"|\xc2[\x80-\x9f]"  # C1
     rb"|[\x05\x1b]"
@@ -131,6 +131,7 @@ UNFINISHED = re.compile(rb"(?:\x1b(?:\[[0-?]*[ -/]*|[ -/]*)|" + STRING + rb"\x1b
 QUERY = re.compile(rb"\x1b(?:\[(?:[>=]?\d*c|\??[56]n|\?[\d;]*\$p|>\d*q|\?u|\d*x)|Z|\]1[0-2];\?(?:\x07|\x1b\\))")
 LINK = re.compile(rb"\x1b\]8;[^\x00-\x1f]*(?:\x07|\x1b\\)")
 PICTURE = re.compile(rb"\x1bP[\d;]*q")
+STRING_ENDS = (b"\x07", b"\x1b\\")
 END_OF_STRING = re.compile(rb"\x07|\x1b\\|\x18|\x1a")
 
 
@@ -164,7 +165,7 @@ def is_harmless(token: bytes, may_ask: bool) -> bool:
     if token.startswith(b"\x1b["):
         return not token.endswith(b"t")
     if token[1:2] in (b"]", b"P", b"X", b"^", b"_"):
-        return bool(LINK.fullmatch(token) or PICTURE.match(token))
+        return token.endswith(STRING_ENDS) and bool(LINK.fullmatch(token) or PICTURE.match(token))
     return token not in (b"\x05", b"\x1b") and not token.startswith(b"\xc2")
 
 

@@ -1,6 +1,7 @@
 """In a real terminal: tmux, a shell, and a person's fingers. What is to be seen is waited for, nothing is timed."""
 
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import Iterator
@@ -106,7 +107,7 @@ TEXT = "".join(f"text {n:04d}\n" for n in range(1, 2001))
 
 def start_vim(agentd: Shell) -> list[str]:
     (agentd.cwd / "text").write_text(TEXT)
-    return ["vim", "-u", "NONE", "-i", "NONE", "-n", "text"]
+    return ["vim", "-u", "NONE", "-i", "NONE", "-n", "-N", "+set showmode", "text"]
 
 
 def start_less(agentd: Shell) -> list[str]:
@@ -195,7 +196,7 @@ def test_ctrl_z_and_fg_of_a_full_screen_program(agentd: Shell, tmux: Tmux) -> No
     if shutil.which("vim") is None:
         pytest.skip("no vim: apt-get install it")
     window = tmux.window("vim")
-    window.line("agentd run -t " + " ".join(start_vim(agentd)))
+    window.line("agentd run -t " + shlex.join(start_vim(agentd)))
     window.until("text 0001")
     window.keys("i")
     window.until("INSERT")

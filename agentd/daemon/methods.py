@@ -681,7 +681,7 @@ def check_words(argv: tuple[str, ...], ask: protocol.Delegate) -> None:
     if ask.tty is not None and not all(0 < side < 1 << 16 for side in ask.tty):
         raise Usage("tty: rows and columns must be from 1 to 65535", "bad_size")
     if ask.tty is not None and ask.agent != "command":
-        raise Usage(f"a terminal is for a command, and the {ask.agent} agent has no use for one", "no_terminal")
+        raise Usage(f"a terminal is for a command, and the {ask.agent} agent has no use for one", "bad_agent")
     for text in (ask.owner, ask.key):
         if not is_utf8(text):
             raise Usage("owner and key must be text that UTF-8 can hold", "bad_owner")
