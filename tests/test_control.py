@@ -103,7 +103,7 @@ def test_ctrl_z_stops_bg_goes_on_fg_brings_it_back(agentd: Shell, flags: list[st
         terminal.start("run", *flags, "sh", "-c", COUNTS).until(b"ready")
         terminal.type(CTRL_Z)
         assert terminal.finish() == 148
-        assert b"\n[1]+  Stopped                 sh -c echo ready;" in terminal.seen
+        assert b"[1]+  Stopped                 sh -c echo ready;" in terminal.seen
         assert termios.tcgetattr(terminal.theirs) == terminal.modes
     assert state(agentd) == "stopped"
     assert agentd("bg").code == 0
@@ -128,7 +128,7 @@ def test_ctrl_b_lets_it_run_on(agentd: Shell, flags: list[str]) -> None:
         terminal.start("run", *flags, "sh", "-c", COUNTS).until(b"ready")
         terminal.type(CTRL_B)
         assert terminal.finish() == 0
-        assert b"\n[1]+ sh -c echo ready;" in terminal.seen
+        assert b"[1]+ sh -c echo ready;" in terminal.seen
         assert b"agentd fg 1 brings it back" in terminal.seen
         assert termios.tcgetattr(terminal.theirs) == terminal.modes
     assert state(agentd) == "running"
