@@ -63,7 +63,7 @@ def test_the_whole_story(tmp_path: Path, agentd: Shell, shell: str) -> None:
         first.line("clear; agentd bg; agentd jobs")
         first.until("[1]+ sh count &", "[1]+  Running                 sh count &")
         first.line("clear; agentd fg")
-        first.until("line")
+        first.until("line", without="$")  # in front, where keys are agentd's
         assert state(agentd) == "running"
         first.keys("C-b")
         first.until("goes on in the background")
@@ -91,11 +91,11 @@ def test_a_plain_run_is_stopped_and_brought_back(agentd: Shell, tmux: Tmux) -> N
     window.keys("C-z")
     window.until("[1]+  Stopped                 sh count", "code=148")
     window.line("clear; agentd fg; echo code=$?")
-    window.until("line")
+    window.until("line", without="$")
     window.keys("C-b")
     window.until("[1]+ sh count &", "code=0")
     window.line("clear; agentd fg; echo code=$?")
-    window.until("line")
+    window.until("line", without="$")
     (agentd.cwd / "go").touch()
     window.until("the end", "code=3")
 
@@ -135,6 +135,15 @@ def quit(program: str, window: Window) -> None:
         window.line(":q!")
     else:
         window.keys("q")
+    if program == "top":  # it throws away what is typed while it draws
+        faultlab.until(lambda: window.keys("q") is not None or "\ncode=0" in window.text(), 60.0)
+    window.until("\ncode=0")
+
+
+def size_at(agentd: Shell, id: str) -> tuple[int, int]:
+    """Of the job's own terminal."""
+    with open(f"/proc/{agentd.record(id, 'agent.json')['agent']['pid']}/fd/0", "rb", buffering=0) as terminal:
+        return os.get_terminal_size(terminal.fileno())[::-1]
 
 
 PROGRAMS = {"vim": start_vim, "less": start_less, "top": start_top}
@@ -166,10 +175,10 @@ def test_full_screen_programs_survive(agentd: Shell, tmux: Tmux, program: str) -
     second.line(f"agentd attach {id}; echo code=$?")
     second.until(*shown)
     second.resize(30, 90)
+    faultlab.until(lambda: size_at(agentd, id) == (30, 90), 60.0)
     second.until(*shown)
     assert second.shows("#{alternate_on}") == is_alternate
     quit(program, second)
-    second.until("\ncode=0")
     assert agentd("wait", id).code == 0
 
 
