@@ -25,6 +25,7 @@ def attach(
         str, typer.Option("--detach-keys", metavar="KEYS", help="How to leave; default: ctrl-p,ctrl-q.")
     ] = "ctrl-p,ctrl-q",
     raw: Annotated[bool, typer.Option("--raw", help="What is no drawing too: titles, the clipboard.")] = False,
+    json: options.Json = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
 ) -> int:
@@ -32,6 +33,7 @@ def attach(
 
     Ctrl-P Ctrl-Q leaves it; the job goes on. One may type, others look on. Exits as the job did; 0 when left.
     """
+    options.refuse_json("attach", json)
     keys = screen.parse_keys(detach_keys)
     if not keys:
         what = f'--detach-keys: keys such as ctrl-p,ctrl-q or ctrl-a,d, not "{render.one_line(detach_keys, 80)}"'

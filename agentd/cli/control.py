@@ -16,6 +16,7 @@ Jobs = Annotated[list[str] | None, typer.Argument(metavar="JOB…", help="Ids, n
 
 def fg(
     job: Annotated[str, typer.Argument(metavar="[JOB]", help="Its id, its name, or %n, %-; else %+.")] = CURRENT,
+    json: options.Json = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
 ) -> int:
@@ -23,6 +24,7 @@ def fg(
 
     Exits as the job did. Ctrl-Z stops it (148), Ctrl-B lets it run on, and both give the prompt back.
     """
+    options.refuse_json("fg", json)
     with Client() as client:
         found = client.job(job)["job"]
         if found["state"] == "done":
@@ -35,15 +37,20 @@ def fg(
         return Foreground(client, quiet).take_up(found)
 
 
-def bg(jobs: Jobs = None, quiet: options.Quiet = False, no_color: options.NoColor = False) -> int:
+def bg(
+    jobs: Jobs = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    no_color: options.NoColor = False,
+) -> int:
     """Let stopped jobs go on in the background; without JOB the current one."""
     with Client() as client:
         answers = ask_each(jobs or [CURRENT], lambda ref: resumed(client, ref))
-    if not quiet:
+    if not quiet and not json:
         for one in answers.values():
             if isinstance(one, dict):
                 print(f"[{one['number']}]+ {render.command_of(one)} &")
-    return conclude(answers, json=False)
+    return conclude(answers, json)
 
 
 def resumed(client: Client, ref: str) -> render.View:

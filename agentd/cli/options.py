@@ -177,6 +177,13 @@ def terminal_size(is_asked: bool, is_here: bool) -> tuple[int, int] | None:
     return attach.own_size() or (24, 80)
 
 
+def refuse_json(verb: str, is_asked: bool) -> None:
+    if is_asked:
+        raise Usage(
+            f"{verb} shows what the job writes, so --json means nothing; there is: agentd inspect --json", "usage"
+        )
+
+
 def owner_name(given: str | None) -> str | None:
     if given is not None and not (0 < len(given) <= 100 and given.isprintable()):
         raise Usage(f'--owner: 1-100 printable characters, not "{one_line(given, 80)}"', "bad_name")
