@@ -200,7 +200,13 @@ class Keeper:
         if "argv" not in self.spec:
             return self.finish_unstarted(errno.EIO, "its spec.json is gone")
         if self.spec.get("tty") and self.terminal is None:
-            return self.finish_unstarted(errno.EIO, "its terminal is gone")
+            # Whoever held the one that was made for it is dead, and so is a fork that was never executed.
+            try:
+                self.fds["pty"] = terminal.make(self.spec["tty"])
+            except OSError as error:
+                return self.finish_unstarted(error.errno or 0, f"cannot make a terminal: {error.strerror}")
+            self.terminal = terminal.Terminal(self.fds["pty"], self)
+            self.terminal.watch()
         cgroup = self.spec.get("cgroup")
         unset = [name for name in ("memory", "processes") if self.spec.get(name)]
         if cgroup:
