@@ -72,6 +72,8 @@ class Delegate(Params, frozen=True):
     log_max: int | None = None
     leave: tuple[str, ...] = ()
     input: bool = False
+    tty: tuple[int, int] | None = None
+    """Rows and columns: it gets a terminal of its own, of this size."""
     profile: str = ""
     """Of the built-in agent; empty: the default one. ``model`` and the limits go before the profile's."""
     model: str = ""
@@ -125,6 +127,13 @@ class Kill(Params, frozen=True):
     owner: str = ""
     signal: str | None = None
     grace: float | None = None
+
+
+class Suspend(Params, frozen=True):
+    """Stop jobs with all their processes, or let them go on."""
+
+    jobs: tuple[Ref, ...]
+    owner: str = ""
 
 
 class Send(Params, frozen=True):
@@ -315,6 +324,8 @@ METHODS: dict[str, Method] = {
     "jobs.resolve": Method(Resolve, True),
     "jobs.wait": Method(Wait, True),
     "jobs.kill": Method(Kill, False),
+    "jobs.stop": Method(Suspend, False),
+    "jobs.cont": Method(Suspend, False),
     "jobs.send": Method(Send, True),
     "jobs.answer": Method(Answer, True),
     "jobs.interrupt": Method(Interrupt, True),

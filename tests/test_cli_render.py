@@ -117,7 +117,7 @@ def test_no_line_of_a_text_begins_at_the_left_edge() -> None:
     [
         (view(), "-", False, "[1]-  Running                 sleep 3 &"),
         (view(progress={"turns": 1}, task="fix it"), "-", False, "[1]-  Running                 fix it &"),
-        (view(state="stopped"), "+", False, "[1]+  Stopped                 sleep 3 &"),
+        (view(state="stopped"), "+", False, "[1]+  Stopped                 sleep 3"),
         (view(), "-", True, "[1]- 25400 Running                 sleep 3 &"),
         (view(state="done", outcome="failed", exit_code=7), "", False, "[1]   Exit 7                  sleep 3"),
         (view(state="done", outcome="killed", signal=9), "", False, "[1]   Killed                  sleep 3"),

@@ -230,9 +230,7 @@ def test_jobs_are_shown_as_a_shell_does(agentd: Shell, monkeypatch: pytest.Monke
     agentd.ok("kill", "-STOP", first)
     assert agentd("wait", "--for", "stopped", "%1").code == 0
     pids = {str(job["id"]): job["pid"] for job in agentd.json("jobs", "--json")}
-    assert agentd.ok("jobs") == (
-        "[1]+  Stopped                 sleep 100 &\n[2]-  Running                 sleep 200 &\n"
-    )
+    assert agentd.ok("jobs") == ("[1]+  Stopped                 sleep 100\n[2]-  Running                 sleep 200 &\n")
     assert agentd.ok("jobs", "-l", "-r") == f"[2]- {pids[second]} Running                 sleep 200 &\n"
     assert agentd.ok("jobs", "-p", "-s") == f"{pids[first]}\n"
     agentd.ok("kill", "-s", "CONT", "%+")

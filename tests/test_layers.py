@@ -40,13 +40,18 @@ RINGS: dict[str, set[str]] = {
     # in the spec
     "budget": {"files"},
     "output": {"jobdir", "process", "paths", "files"},
-    "launch": {"jobdir", "process", "paths", "files"},
-    "keeper": {"budget", "output", "launch", "jobdir", "protocol", "process", "paths", "files"},
-    "zygote": {"keeper", "budget", "output", "launch", "jobdir", "protocol", "process", "paths", "files"},
+    "terminal": {"output", "jobdir", "process", "paths", "files"},
+    "launch": {"terminal", "output", "jobdir", "process", "paths", "files"},
+    "keeper": {"budget", "output", "terminal", "launch", "jobdir", "protocol", "process", "paths", "files"},
+    "zygote": {"keeper", "budget", "output", "terminal", "launch", "jobdir", "protocol", "process", "paths", "files"},
     # the client starts the daemon as `sys.executable -m agentd.daemon`, never by importing it
     "client": {"core", "protocol", "jobdir", "claimfile", "process", "paths", "files"},
     # reads an attempt's files and listens to its keeper: works while the daemon is dead
     "follow": {"core", "protocol", "jobdir", "process", "paths", "files"},
+    # what a terminal shows: bytes in, bytes out
+    "screen": set(),
+    # at an agent's terminal, through its keeper and its log: works while the daemon is dead
+    "attach": {"follow", "screen", "core", "protocol", "jobdir", "process", "paths", "files"},
     "runners": {"core", "protocol", "jobdir", "client", "process", "paths", "files"},
     "daemon": {
         *{"core", "protocol", "store", "git", "jobdir", "claimfile", "agents", "config", "process", "paths", "files"},
@@ -59,6 +64,8 @@ RINGS: dict[str, set[str]] = {
         *{"client", "claimfile", "follow", "core", "protocol", "config", "process", "paths", "files", "budget"},
         "demo",
         "scripted",
+        "attach",
+        "screen",
     },
     "mcp": {"client", "core", "protocol", "config", "process", "paths", "files"},
     "bridges": {"client", "core", "protocol", "config", "process", "paths", "files"},
@@ -87,7 +94,7 @@ CONVERSATION = {f"agentd/runners/{name}.py" for name in ("loop", "conversation",
 WAITING = {"asyncio"}
 
 # Each of these processes exists once per attempt or once per kind of agent, and must start at once.
-SMALL = {"budget", "output", "launch", "keeper", "zygote", "jobdir", "process", "files"}
+SMALL = {"budget", "output", "terminal", "launch", "keeper", "zygote", "jobdir", "process", "files"}
 HEAVY = {
     *{"asyncio", "subprocess", "multiprocessing", "concurrent", "logging", "sqlite3", "ssl", "http"},
     *{"urllib", "msgspec", "pydantic", "typer", "rich", "psutil", "filelock", "watchdog", "anthropic"},

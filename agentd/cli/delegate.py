@@ -30,6 +30,7 @@ def delegate(
     owner: options.Owner = None,
     leave: options.Leave = None,
     input: options.Input = False,
+    tty: options.Tty = False,
     memory: options.Memory = None,
     processes: options.Processes = None,
     log_max: options.LogMax = None,
@@ -52,6 +53,8 @@ def delegate(
         what = "Give a task in quotes, or a command after --"
         raise Usage(f"delegate what? {what}, such as: agentd delegate -- make test", "no_command")
     check_place(base, with_changes, in_place)
+    if tty and argv is None and agent in (None, "builtin"):
+        raise Usage("-t gives a command a terminal, and the built-in agent has no use for one; leave it out", "usage")
     check_task(task, timeout, idle_timeout)
     asked = options.of_the_agent(profile, model, max_turns, max_tokens, max_cost, argv)
     asked |= options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max, restart)
@@ -68,6 +71,7 @@ def delegate(
             in_place=in_place,
             input=input,
             claims=claims,
+            tty=options.terminal_size(tty, is_here=False),
             **asked,
         )
     if base not in (None, "HEAD", "@", (answer["base_ref"] or "").removeprefix("refs/heads/")):

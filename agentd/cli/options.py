@@ -29,6 +29,7 @@ Leave = Annotated[
     list[str] | None, typer.Option("--leave", metavar="PATTERN", help="Processes that may outlive the job.")
 ]
 Input = Annotated[bool, typer.Option("-i", "--input", help="Keep its standard input open.")]
+Tty = Annotated[bool, typer.Option("-t", "--tty", help="Give it a terminal of its own: agentd attach.")]
 Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="At most so much memory: 512M, 2G.")]
 Processes = Annotated[str | None, typer.Option("--processes", metavar="N", help="At most so many processes.")]
 LEAST_MEMORY = 1 << 20
@@ -172,6 +173,24 @@ def dollars(option: str, text: str | None) -> float | None:
     if not re.fullmatch(r"[0-9]{0,8}(\.[0-9]{1,6})?", text) or not text:
         raise Usage(f'{option}: a sum in dollars such as 2.50, not "{one_line(text, 80)}"', "bad_limit")
     return float(text)
+
+
+def terminal_size(is_asked: bool, is_here: bool) -> tuple[int, int] | None:
+    """For a job with a terminal of its own; Usage if it is to be had here, and here is none."""
+    if not is_asked:
+        return None
+    if is_here and not (os.isatty(0) and os.isatty(1)):
+        raise Usage("-t in the foreground needs a terminal here; add -d, and look at it later: agentd attach", "no_tty")
+    from agentd import attach
+
+    return attach.own_size() or (24, 80)
+
+
+def refuse_json(verb: str, is_asked: bool) -> None:
+    if is_asked:
+        raise Usage(
+            f"{verb} shows what the job writes, so --json means nothing; there is: agentd inspect --json", "usage"
+        )
 
 
 def owner_name(given: str | None) -> str | None:

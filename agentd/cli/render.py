@@ -361,8 +361,16 @@ def bash_marks(jobs: Iterable[View]) -> dict[int, str]:
 def bash_line(job: View, mark: str, with_pid: bool = False) -> str:
     """``[1]-  Running                 sleep 3 &``"""
     pid = f" {job['pid']} " if with_pid and job["pid"] else "  "
-    command = one_line(job["task"] if job["progress"] else " ".join(job["argv"]) or job["task"])
-    return f"[{job['number']}]{mark or ' '}{pid}{bash_state(job):<24}{command}{'' if job['state'] == 'done' else ' &'}"
+    return f"[{job['number']}]{mark or ' '}{pid}{bash_state(job):<24}{command_of(job)}{in_background(job)}"
+
+
+def command_of(job: View) -> str:
+    return one_line(job["task"] if job["progress"] else " ".join(job["argv"]) or job["task"])
+
+
+def in_background(job: View) -> str:
+    """A shell marks what runs there: what is stopped, or has ended, does not."""
+    return "" if job["state"] in ("done", "stopped") else " &"
 
 
 def bash_state(job: View) -> str:

@@ -25,6 +25,11 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "jobs": ("agentd.cli.ps", "jobs", "List your own jobs as a shell does."),
     "logs": ("agentd.cli.logs", "logs", "Show a job's output; -f: as it comes."),
     "wait": ("agentd.cli.wait", "wait", "Wait for jobs, and exit as they did."),
+    "attach": ("agentd.cli.attach", "attach", "Be at the terminal of a job that was started with -t."),
+    "fg": ("agentd.cli.control", "fg", "Bring a job to the foreground."),
+    "bg": ("agentd.cli.control", "bg", "Let stopped jobs go on in the background."),
+    "stop": ("agentd.cli.control", "stop", "Stop jobs with all their processes; their time limits wait."),
+    "cont": ("agentd.cli.control", "cont", "Let stopped jobs go on."),
     "kill": ("agentd.cli.kill", "kill", "End jobs with all their processes, or send a signal."),
     "send": ("agentd.cli.send", "send", "Send text to an agent, or to a job's standard input."),
     "answer": ("agentd.cli.answer", "answer", "Answer what an agent asks."),
@@ -65,10 +70,10 @@ GROUPS = {"daemon": DAEMON_VERBS, "locks": LOCKS_VERBS}
 ELSEWHERE = {
     **dict.fromkeys(("ls", "list", "status", "queue"), "ps"),
     **dict.fromkeys(("add", "submit", "spawn", "task"), "delegate"),
-    **dict.fromkeys(("exec", "start", "bg"), "run -d"),
+    **dict.fromkeys(("exec", "start"), "run -d"),
     **dict.fromkeys(("log", "output", "tail", "follow", "cat"), "logs"),
-    **dict.fromkeys(("stop", "pause"), "kill -STOP"),
-    **dict.fromkeys(("cont", "resume", "unpause"), "kill -CONT"),
+    **dict.fromkeys(("pause", "suspend"), "stop"),
+    **dict.fromkeys(("resume", "unpause", "continue"), "cont"),
     **dict.fromkeys(("show", "info", "describe"), "inspect"),
     **dict.fromkeys(("remove", "delete", "prune", "drop"), "rm"),
     **dict.fromkeys(("trash", "restore"), "undo"),
@@ -234,7 +239,22 @@ def wants_json(args: Sequence[str]) -> bool:
     return "--json" in own
 
 
-RUN_FLAGS = ("-d", "--detach", "-i", "--input", "-q", "--quiet", "--json", "--no-color", "-h", "--help", "-di", "-id")
+RUN_FLAGS = (
+    "-d",
+    "--detach",
+    "-i",
+    "--input",
+    "-t",
+    "--tty",
+    "-q",
+    "--quiet",
+    "--json",
+    "--no-color",
+    "-h",
+    "--help",
+    "-di",
+    "-id",
+)
 
 
 def command_start(words: Sequence[str]) -> int:

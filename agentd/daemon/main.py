@@ -235,12 +235,16 @@ class Daemon:
         except OSError as error:
             say(f"cannot write {guarding.folder(self.state_dir)}: {error.strerror}; jobs commit without a guard")
 
-    def on_notice(self, message: dict[str, Any]) -> None:
-        """From the zygote: a keeper was forked for an attempt, or is done with it."""
+    def on_notice(self, message: dict[str, Any], fds: dict[str, int]) -> None:
+        """From the zygote: a keeper was forked for an attempt, is done with it, or has given what it alone held."""
+        if fds:
+            self.performer.hold(message["path"], fds)
         head, id, attempt = message["path"].rsplit("/", 2)
         job = self.engine.jobs.get(int(id)) if head == f"{self.state_dir}/jobs" else None
         if job is not None and job.attempt == int(attempt):
             self.engine.spawn(self.performer.look(job.id))
+        elif fds:
+            self.performer.release(message["path"])
 
     def on_new_zygote(self, kind: str) -> None:
         for job in self.engine.jobs.live.values():

@@ -27,6 +27,9 @@ from agentd.core.job import (
     Place,
     Progress,
     Queued,
+    Running,
+    Starting,
+    Stopped,
     Trashed,
     Waiting,
     Worktree,
@@ -290,7 +293,8 @@ class Methods(LockMethods):
             parent=parent.id if parent else None,
             depth=depth,
             secrets=tuple(sorted(hidden)),
-            has_input=ask.input,
+            has_input=ask.input and ask.tty is None,
+            has_terminal=ask.tty is not None,
             key=ask.key,
             restart=ask.restart,
             claims=claims,
@@ -380,6 +384,12 @@ class Methods(LockMethods):
                 if not self.feed.waiters[id]:
                     del self.feed.waiters[id]
 
+    async def started(self, job: Job) -> None:
+        """Wait for the keeper of a job that is just being started."""
+        await self.wait_until(
+            lambda: not isinstance(self.engine.jobs[job.id].state, Starting), [job.id], KEEPER_PATIENCE_S
+        )
+
     async def settled(self, job: Job) -> None:
         """Wait for the work that follows a completion."""
 
@@ -415,22 +425,54 @@ class Methods(LockMethods):
     async def signal(self, job: Job, name: str) -> None:
         if job.pid is None or job.is_done:
             raise Refused(f"cannot signal job {job.id}: it is {state_name(job.state)}", "not_running")
+        await self.order(job, {"signal": name})
+
+    async def order(self, job: Job, order: dict[str, object]) -> None:
         path = self.performer.attempt_dir(job)
-        answer = await asyncio.to_thread(perform.ask_keeper, path, {"signal": name}, KEEPER_PATIENCE_S)
+        answer = await asyncio.to_thread(perform.ask_keeper, path, order, KEEPER_PATIENCE_S)
         if answer is None:
             raise NotNow(f"cannot signal job {job.id} now: its keeper does not answer; try again", "keeper_busy")
         if not answer.get("ok"):
             raise Refused(f"cannot signal job {job.id}: it has just ended", "already_ended")
-        await self.pausing.by_person(job, name)
+        await self.pausing.by_person(job, str(order.get("signal") or ("STOP" if "stop" in order else "CONT")))
+
+    async def do_jobs_stop(self, connection: Connection, ask: protocol.Suspend) -> dict[str, Any]:
+        return await self.suspend(connection, ask, {"stop": True}, Running, Stopped)
+
+    async def do_jobs_cont(self, connection: Connection, ask: protocol.Suspend) -> dict[str, Any]:
+        return await self.suspend(connection, ask, {"cont": True}, Stopped, Running)
+
+    async def suspend(
+        self, connection: Connection, ask: protocol.Suspend, order: dict[str, object], before: type, after: type
+    ) -> dict[str, Any]:
+        """``changed``: those that were not in that state already."""
+        jobs = [self.find(connection, ref, ask.owner) for ref in ask.jobs]
+        changed = []
+        for job in jobs:
+            await self.started(job)
+            await self.performer.look(job.id)  # it may have been stopped past us
+            state = self.engine.jobs[job.id].state
+            if isinstance(state, after):
+                continue
+            if isinstance(state, Done):
+                raise ended_already(job)
+            if not isinstance(state, before):
+                raise Refused(f"job {job.id} is {state_name(state)}, not {state_word(before)}", "wrong_state")
+            await self.order(job, order)
+            await self.performer.look(job.id)
+            changed.append(job.id)
+        return {"jobs": [job_view(self.engine.jobs[job.id]) for job in jobs], "changed": changed}
 
     async def do_jobs_send(self, connection: Connection, ask: protocol.Send) -> dict[str, Any]:
         job = self.find(connection, ask.job, ask.owner)
         if job.progress is not None:
             return await self.tell_runner(job, "message", ask.data)
+        if job.has_terminal:
+            raise Refused(f"job {job.id} has a terminal; to type there: agentd attach {job.id}", "has_terminal")
         if not job.has_input:
             raise Refused(f"job {job.id} takes no input: it was not started with -i", "no_input")
         if job.is_done:
-            raise Refused(f"job {job.id} has already ended", "already_ended")
+            raise ended_already(job)
         path = self.performer.attempt_dir(job)
         if os.path.exists(f"{path}/stdin.eof"):
             raise Refused(f"the input of job {job.id} has been closed", "input_closed")
@@ -464,7 +506,7 @@ class Methods(LockMethods):
     async def tell_runner(self, job: Job, kind: str, text: str, question: str | None = None) -> dict[str, Any]:
         """Appended to a file first: it outlives every death. The runner gives receipts in its transcript."""
         if job.is_done:
-            raise Refused(f"job {job.id} has already ended", "already_ended")
+            raise ended_already(job)
         path = self.performer.attempt_dir(job)
         async with self.engine.locks.of(job.id):
             try:
@@ -672,6 +714,10 @@ def check_words(argv: tuple[str, ...], ask: protocol.Delegate) -> None:
         if not name.startswith("RLIMIT_") or not hasattr(resource, name):
             raise Usage(f'limits: there is no limit "{names.escaped(name, 80)}"', "bad_limit")
     check_umask(ask.umask)
+    if ask.tty is not None and not all(0 < side < 1 << 16 for side in ask.tty):
+        raise Usage("tty: rows and columns must be from 1 to 65535", "bad_size")
+    if ask.tty is not None and ask.agent != "command":
+        raise Usage(f"a terminal is for a command, and the {ask.agent} agent has no use for one", "bad_agent")
     for text in (ask.owner, ask.key):
         if not is_utf8(text):
             raise Usage("owner and key must be text that UTF-8 can hold", "bad_owner")
@@ -706,6 +752,14 @@ def is_reader_name(name: str) -> bool:
 
 def has_reached(job: Job, state: str) -> bool:
     return shown_state(job) == state or job.is_over
+
+
+def ended_already(job: Job) -> Refused:
+    return Refused(f"job {job.id} has already ended", "already_ended")
+
+
+def state_word(state: type) -> str:
+    return "stopped" if state is Stopped else "running"
 
 
 def is_own(connection: Connection, job: Job) -> bool:

@@ -206,7 +206,8 @@ class Performer:
                 fds |= await self.held_secrets(path)
             jobdir.preallocate(path)
             self.listen_for(job)
-            answer, got = await self.zygotes_of(job).ask("launch", fds, path=path, stdin=bool(spec.get("stdin")))
+            wanted = {"stdin": bool(spec.get("stdin")), "tty": spec.get("tty")}
+            answer, got = await self.zygotes_of(job).ask("launch", fds, path=path, **wanted)
         except OSError as error:
             await self.engine.apply(job.id, on.StartFailed(time.time(), sentence_of(error)))
             return

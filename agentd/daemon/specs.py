@@ -23,7 +23,8 @@ def spec(
         "cwd": cwd,
         "umask": ask.umask,
         "limits": {name: list(pair) for name, pair in ask.limits.items()},
-        "stdin": ask.input,
+        "stdin": job.has_input,
+        "tty": list(ask.tty) if ask.tty else None,
         "timeout": ask.timeout,
         "idle_timeout": ask.idle_timeout,
         "memory": ask.memory,
@@ -48,6 +49,8 @@ def identity(performer: Performer, job: Job, environment: dict[str, str]) -> dic
     }
     if performer.config.locks.commit_guard and isinstance(job.place, Worktree):
         environment = guarding.guarded(environment, performer.state_dir)
+    if job.has_terminal:
+        environment = of_terminal(environment)
     cgroup = performer.cgroup
     return {
         "job": job.id,
@@ -58,6 +61,14 @@ def identity(performer: Performer, job: Job, environment: dict[str, str]) -> dic
         "cgroup": f"{cgroup}/{job.id}-{job.attempt}" if cgroup else None,
         "job_doc": msgspec.to_builtins(job),
     }
+
+
+def of_terminal(environment: dict[str, str]) -> dict[str, str]:
+    """The size is the terminal's to know; and it is one, whatever its caller has."""
+    found = {name: value for name, value in environment.items() if name not in ("LINES", "COLUMNS")}
+    if found.get("TERM", "dumb") == "dumb":
+        found["TERM"] = "xterm-256color"
+    return found
 
 
 def next_spec(performer: Performer, before: Job, after: Job, resume: bool) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def job_view(job: Job) -> dict[str, Any]:
         "created_at": iso(job.created),
         "started_at": iso(job.started),
         "ended_at": iso(state.ended) if isinstance(state, Done) else None,
+        "tty": job.has_terminal,
         "restart": job.restart,
         "again_at": iso(state.again_at) if isinstance(state, Done) else None,
     }
