@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,6 +161,29 @@ def test_the_key_is_in_no_file_and_no_process_list(scene: Scene) -> None:
     scene.client.answer(id, "yes")
     assert scene.wait(id)["outcome"] == "succeeded" and all(request["key"] for request in scene.requests())
     assert not places_of_the_key(scene)
+
+
+@pytest.mark.parametrize("is_daemon_new", [False, True])
+def test_what_an_agent_hands_on_has_its_credential(scene: Scene, is_daemon_new: bool) -> None:
+    """Though its tools see neither key nor endpoint."""
+    hand_on = f'echo "[$ANTHROPIC_API_KEY]"; {sys.executable} -m agentd delegate -q "The second half."'
+    ask = call("ask", question="Go on?")
+    scene.serve({"scripts": [
+        {"task": "The first half.", "turns": [{"calls": [ask]}, {"calls": [bash(hand_on)]}, {"say": "Handed on."}]},
+        {"task": "The second half.", "turns": [{"say": "Done."}]},
+    ]})  # fmt: skip
+    first = scene.delegate("The first half.", in_place=False, cwd=scene.repo)
+    scene.wait(first, "waiting")
+    if is_daemon_new:
+        scene.kill(scene.daemon)
+    scene.client.answer(first, "yes")
+    assert scene.wait(first)["outcome"] == "succeeded"
+    said = [record["content"] for record in scene.records(first) if record["type"] == "result"]
+    second = int(said[-1].split()[-1])
+    assert said[-1].startswith("[]")
+    job = scene.wait(second)
+    assert (job["outcome"], job["parent"], job["progress"]["words"]) == ("succeeded", first, "Done.")
+    assert all(request["key"] for request in scene.requests()) and not places_of_the_key(scene)
 
 
 def is_asking(scene: Scene, id: int, attempt: int) -> bool:

@@ -584,3 +584,18 @@ def test_what_is_told_is_enough_to_load_the_same_table() -> None:
     table = Table.load(claims, requests, 1, 1)
     assert table.release(A, None, 3.0) == scene.table.release(A, None, 3.0)
     assert as_json(scene.table.ask(C, [path("c")], 4.0)[0])["kind"] == "Granted"
+
+
+def test_a_long_queue_is_a_chain() -> None:
+    """Each release wakes one, however many wait: also in a table that was loaded."""
+    scene = Scene()
+    scene.tokens(A, path("a"))
+    holders = [Holder("job", f"w{n}") for n in range(500)]
+    for holder in holders:
+        scene.table.ask(holder, [path("a")], 2.0)
+    loaded = Table.load(scene.table.claims(), scene.table.waiting(), 1, 500)
+    for table in (scene.table, loaded):
+        assert max(len(watchers) for watchers in table._watched.values()) == 1
+        for holder, after in pairwise([A, *holders]):
+            assert [f.holder for f in table.release(holder, None, 3.0) if isinstance(f, Granted)] == [after]
+            assert max((len(watchers) for watchers in table._watched.values()), default=1) == 1

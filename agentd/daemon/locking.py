@@ -47,7 +47,8 @@ from agentd.core.job import Done, InPlace, Job, Kept, Worktree
 from agentd.core.job import Queued as Queued_
 from agentd.core.lock_policy import ONE_WRITER, Policy, policy_of
 from agentd.core.lockbook import clash
-from agentd.core.locks import Facts, Table
+from agentd.core.lockflow import Facts
+from agentd.core.locks import Table
 from agentd.core.machine import Notice
 from agentd.daemon.engine import Engine
 from agentd.store import Change, Locks

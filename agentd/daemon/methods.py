@@ -269,6 +269,8 @@ class Methods(LockMethods):
             setup = self.settings.worktree.setup or config.repository_setup(settled.repo.top)
         claims = await self.claims_asked(ask, parent)
         profile = profiles.resolve(self.settings, ask) if ask.agent == "builtin" else None
+        if profile is not None and parent is not None and parent.progress is not None:
+            ask = await self.with_credential_of(parent, ask, profile)
         if setup and profile is None:
             command = with_setup(setup, argv)
         more = () if profile is None else profiles.granted(self.settings, profile)
@@ -318,6 +320,16 @@ class Methods(LockMethods):
             "base_ref": settled.ref if settled is not None else None,
             "snapshot": taken,
         }
+
+    async def with_credential_of(
+        self, parent: Job, ask: protocol.Delegate, profile: config.Profile
+    ) -> protocol.Delegate:
+        """An agent hands on a task: its tools do not see its key and its endpoint, so they come from here."""
+        known = (jobdir.read(self.performer.attempt_dir(parent), "spec.json") or {}).get("env", {})
+        known |= await self.performer.recall_secrets(parent)
+        names = (profile.key_env, agents.builtin.ENDPOINT)
+        inherited = {name: known[name] for name in names if name in known and name not in ask.environment}
+        return msgspec.structs.replace(ask, environment=ask.environment | inherited)
 
     def split_environment(self, ask: protocol.Delegate, more: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
         """What may be written down, and what travels in memory only. ``more``: variables that are granted."""

@@ -286,8 +286,8 @@ class Performer:
             os.close(fd)
 
     def forget_secrets(self, job: Job) -> None:
-        """It has them, or needs them no more."""
-        if job.restart != "no" and not job.is_over:
+        """It has them, or needs them no more. An agent's are kept while it works: what it hands on needs them too."""
+        if (job.restart != "no" or job.progress is not None) and not job.is_over:
             return
         self.secrets.pop(job.id, None)
         self.let_go(self.attempt_dir(job))
