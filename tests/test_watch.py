@@ -220,10 +220,11 @@ def test_a_folder_is_opened_by_no_way_through_a_link(tree: Tree, tmp_path: Path)
     assert [path for path, is_watched in seen.items() if is_watched] == ["inside/deep", "inside"]
 
 
-def test_a_pipe_in_place_of_rules_does_not_hold_it_up(tree: Tree) -> None:
+@pytest.mark.parametrize("without", ["", "inotify"])
+def test_a_pipe_in_place_of_rules_does_not_hold_it_up(tree: Tree, without: str) -> None:
     """git would wait there for ever. Another worktree is served meanwhile, and this one again when it is gone."""
     other = Tree(tree.plan.repo.top or "", tree.path.parent.parent, 8)
-    with Lab() as lab:
+    with Lab(AGENTD_WITHOUT=faultlab.also_without(without)) as lab:
         lab.watch(tree)
         tree.sh("rm .gitignore; mkfifo .gitignore; echo x > new")
         lab.until(lambda: lab.modes["1"][-1].how == "off")
@@ -234,8 +235,9 @@ def test_a_pipe_in_place_of_rules_does_not_hold_it_up(tree: Tree) -> None:
         assert {".gitignore", "new"} <= set(lab.wrote["1"])
 
 
-def test_git_is_not_run_where_its_configuration_was_changed(tree: Tree, tmp_path: Path) -> None:
-    with Lab() as lab:
+@pytest.mark.parametrize("without", ["", "inotify"])
+def test_git_is_not_run_where_its_configuration_was_changed(tree: Tree, tmp_path: Path, without: str) -> None:
+    with Lab(AGENTD_WITHOUT=faultlab.also_without(without)) as lab:
         lab.watch(tree)
         tree.sh(f"git config filter.evil.clean 'touch {tmp_path}/ran; cat'; echo '* filter=evil' > .gitattributes")
         tree.sh("echo changed > src/f0.txt")
