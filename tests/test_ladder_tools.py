@@ -57,7 +57,8 @@ def test_a_write_to_what_another_claims_is_refused_with_all_there_is_to_know(sit
     faultlab.until(lambda: len(site.results(agent)) >= 2, 60)
     refused, other = site.results(agent)[:2]
     assert refused.startswith("src/f0.txt was not written.\n[agentd:locked] src/f0.txt is claimed by job")
-    assert f'job {holder} "holder" (path:src/f0*, exclusive) since ' in refused and hint in refused
+    assert f'job {holder} "holder" (path:src/f0*, exclusive) for "claimed at its start" since ' in refused
+    assert hint in refused
     assert (
         "coordination, not a fault" in refused
         and "(wait; you are 1st, ticket " in refused
