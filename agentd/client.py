@@ -31,6 +31,8 @@ MAX_MESSAGE = 1 << 20  # as in protocol.py, which takes long to import
 START_S = 30.0
 Job = dict[str, Any]
 Ref = int | str
+caller = 0
+"""The process whose call this is; 0: this one. The resident process answers for others."""
 
 
 class ConnectionLost(Exception):
@@ -54,7 +56,7 @@ def default_owner() -> str:
     if given:
         return given
     with open("/proc/sys/kernel/random/boot_id") as file:
-        return f"session:{file.read()[:8]}:{os.getsid(0)}"
+        return f"session:{file.read()[:8]}:{os.getsid(caller)}"
 
 
 class Client:
@@ -225,7 +227,7 @@ class Client:
         ``options``: as in agentd-protocol(7), lock.acquire."""
         deadline = None if wait is None else time.monotonic() + wait
         asked = [{"name": want} if isinstance(want, str) else want for want in wants]
-        params = {"cwd": os.getcwd(), "owner": self.owner, "session": process.identity(os.getsid(0))} | options
+        params = {"cwd": os.getcwd(), "owner": self.owner, "session": process.identity(os.getsid(caller))} | options
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:

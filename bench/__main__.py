@@ -8,13 +8,14 @@ import time
 import traceback
 from pathlib import Path
 
-from . import agents, crowd, delegate, latency, locks, peers, report, scale, start, throughput, watch, worktrees
+from . import agents, crowd, delegate, latency, locks, peers, report, scale, short, start, throughput, watch, worktrees
 from .lab import Lab
 
 # Its order is the report's. To add a measurement: write the module, add the line.
 MEASUREMENTS = {
     "delegate": delegate.measure,
     "start": start.measure,
+    "short": short.measure,
     "latency": latency.measure,
     "throughput": throughput.measure,
     "worktrees": worktrees.measure,

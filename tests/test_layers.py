@@ -63,9 +63,13 @@ RINGS: dict[str, set[str]] = {
     "mcp": {"client", "core", "protocol", "config", "process", "paths", "files"},
     "bridges": {"client", "core", "protocol", "config", "process", "paths", "files"},
     "chat": {"client", "core", "protocol", "config", "process", "paths", "files", "runners"},
+    # the command line with its imports done, which answers for others; the door that every call goes through
+    "door": {"paths"},
+    "likeness": {"door", "client", "process"},
+    "resident": {"door", "likeness", "cli", "core", "jobdir", "process", "paths"},
     # the package itself and `python -m agentd`: doors
     "__init__": {"client"},
-    "__main__": {"cli"},
+    "__main__": {"door", "resident", "cli"},
 }
 
 # The core gets time and observations in events, and answers with effects.

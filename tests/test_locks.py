@@ -47,8 +47,8 @@ def person(scene: Scene, name: str) -> Client:
 
 
 def names(scene: Scene, **wanted: Any) -> list[str]:
-    """What is claimed by whom, as ``mode name state``."""
-    rows = scene.client.locks()["claims"]
+    """What was claimed on purpose, as ``mode name state``."""
+    rows = [row for row in scene.client.locks()["claims"] if not row["automatic"]]
     return sorted(f"{row['mode']} {row['name']} {row['state']}" for row in rows if row.items() >= wanted.items())
 
 

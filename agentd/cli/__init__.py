@@ -23,7 +23,9 @@ def main() -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    return guarded([as_utf8(word) for word in sys.argv[1:]])
+    code = guarded([as_utf8(word) for word in sys.argv[1:]])
+    silence()  # what an interrupted verb has left; if nobody takes it, Python is not to complain at its end
+    return code
 
 
 def as_utf8(word: str) -> str:

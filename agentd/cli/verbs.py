@@ -1,5 +1,9 @@
-"""The table of verbs, and typer told to load each only when it is called."""
+"""The table of verbs, and typer told to load each only when it is called.
 
+What typer makes of a verb is kept: the resident process has it made before it is called.
+"""
+
+import functools
 import re
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -161,6 +165,7 @@ def plain(**more: Any) -> typer.Typer:
     return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, **more)
 
 
+@functools.cache
 def command(name: str, function: Callable[..., Any]) -> Any:
     app = plain()
     settings = dict(SETTINGS)
@@ -170,12 +175,14 @@ def command(name: str, function: Callable[..., Any]) -> Any:
     return typer.main.get_command(app)
 
 
+@functools.cache
 def command_line() -> Any:
     app = plain(cls=LazyGroup, name="agentd", context_settings=SETTINGS, subcommand_metavar="VERB …")
     app.callback()(top)
     return typer.main.get_command(app)
 
 
+@functools.cache
 def group(name: str) -> Any:
     """``agentd locks`` alone does something, ``agentd daemon`` does not."""
     module = import_module(VERBS[name][0])
