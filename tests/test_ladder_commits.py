@@ -53,6 +53,19 @@ def test_a_commit_of_what_another_claims_is_refused_and_the_rest_goes_through(si
     assert gitrepo.run(site.repo, "config", "--default", "", "--get", "core.hooksPath") == ""
 
 
+def test_a_merge_of_what_others_landed_is_no_change_of_the_jobs(site: Site) -> None:
+    claim(site, "src/f0.txt")
+    id = site.command(
+        f"echo x > new; git add new; git commit -q -m new; {site.wait_for('landed')};"
+        " git merge -q --no-commit main; git commit -q -m merged; echo code $?"
+    )
+    gitrepo.write(Path(site.repo) / "src/f0.txt", "landed\n")
+    gitrepo.run(site.repo, "commit", "-q", "-a", "-m", "landed")
+    site.say("landed")
+    site.done(id)
+    assert "code 0" in said(site, id)
+
+
 @pytest.mark.parametrize("where", ["of the repository", "where its configuration says", "beside it, as husky has it"])
 def test_the_repositorys_own_hooks_run(site: Site, tmp_path: Path, where: str) -> None:
     folder = Path(site.repo) / ".git" / "hooks"

@@ -162,7 +162,8 @@ def test_a_circle_is_found_and_nobody_is_stopped_for_ever(site: Site) -> None:
 
 
 def test_a_person_who_continues_it_has_the_last_word(site: Site) -> None:
-    first, second = writer(site, "held/a", "first"), writer(site, "held/a", "second", "echo again > held/a;")
+    again = f"{site.wait_for('again')}; echo again > held/a; echo x > own;"
+    first, second = writer(site, "held/a", "first"), writer(site, "held/a", "second", again)
     site.say("first")
     faultlab.until(lambda: ("path:held/a", first) in site.claims(), 60)
     site.say("second")
@@ -170,6 +171,9 @@ def test_a_person_who_continues_it_has_the_last_word(site: Site) -> None:
     site.until("lock.paused")
     site.shell.ok("kill", "-s", "CONT", str(second))
     assert "CONT" in site.until("lock.continued")["data"]["why"]
+    site.say("again")
+    faultlab.until(lambda: ("path:own", second) in site.claims(), 60)
+    assert site.client.ask("lock.list")["waiting"] == [], "it is not stopped for this again"
     site.say("second-end")
     site.has_said("second-over")
     site.done(second)
@@ -189,14 +193,19 @@ def test_a_stopped_job_can_be_killed(site: Site) -> None:
 
 
 @pytest.mark.parametrize("is_freed", [False, True], ids=["held still", "free meanwhile"])
-def test_the_next_daemon_knows_whom_the_last_one_stopped(site: Site, is_freed: bool) -> None:
+@pytest.mark.parametrize("is_killed", [True, False], ids=["killed", "told to stop"])
+def test_the_next_daemon_knows_whom_the_last_one_stopped(site: Site, is_freed: bool, is_killed: bool) -> None:
     first, second = writer(site, "held/a", "first"), writer(site, "held/a", "second")
     site.say("first")
     faultlab.until(lambda: ("path:held/a", first) in site.claims(), 60)
     site.say("second")
     faultlab.until(lambda: is_stopped(site, second), 60)
     site.until("lock.paused")
-    os.kill(int(site.client.ask("daemon.status")["pid"]), signal.SIGKILL)
+    if is_killed:
+        os.kill(int(site.client.ask("daemon.status")["pid"]), signal.SIGKILL)
+    else:
+        site.shell.ok("daemon", "stop")
+        assert "Traceback" not in (site.shell.state / "daemon.log").read_text()
     site.say("second-end")
     if is_freed:
         site.say("first-end")

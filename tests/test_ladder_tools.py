@@ -10,10 +10,14 @@ from typing import Any
 
 import clishell
 import faultlab
+import msgspec
 import pytest
 from ladderlab import Site, bash, write
 
 from agentd import paths
+from agentd.core import patterns
+from agentd.core.claims import Busy, Holder, Name, Queued, Want
+from agentd.core.locks import Table
 from agentd.runners.tools.claims import ANSWER_S, Claims
 from agentd.runners.tools.results import ToolError
 
@@ -53,7 +57,8 @@ def test_a_write_to_what_another_claims_is_refused_with_all_there_is_to_know(sit
     faultlab.until(lambda: len(site.results(agent)) >= 2, 60)
     refused, other = site.results(agent)[:2]
     assert refused.startswith("src/f0.txt was not written.\n[agentd:locked] src/f0.txt is claimed by job")
-    assert f'job {holder} "holder" (path:src/f0*, exclusive) since ' in refused and hint in refused
+    assert f'job {holder} "holder" (path:src/f0*, exclusive) for "claimed at its start" since ' in refused
+    assert hint in refused
     assert (
         "coordination, not a fault" in refused
         and "(wait; you are 1st, ticket " in refused
@@ -178,3 +183,26 @@ def test_a_write_that_nobody_minds_costs_next_to_nothing(tmp_path: Path) -> None
     cost = asyncio.run(many())
     print(f"{cost * 1e6:.0f} us a write")
     assert cost < 0.02, "a busy machine is no failure; a request would be"
+
+
+# --- the look that changes nothing -----------------------------------------------------------------------------
+
+
+def test_a_look_at_what_stands_before_a_write_changes_nothing() -> None:
+    table, path = Table(), Name("path", "/r", "src/a.py")
+    mine, other = Holder("job", "1", "mine"), Holder("job", "2", "other")
+    assert table.peek(mine, [Want(path)], 1.0) is None
+    table.ask(other, [Want(Name("path", "/r", "src/**"))], 2.0)
+    before = table.claims(), table.waiting(), table.last_ticket
+    busy = table.peek(mine, [Want(path)], 3.0)
+    assert isinstance(busy, Busy) and (busy.position, busy.blockers[0].holder) == (1, other)
+    assert (table.claims(), table.waiting(), table.last_ticket) == before
+    queued, _ = table.ask(mine, [Want(path)], 4.0)
+    assert isinstance(queued, Queued)
+    assert table.peek(mine, [Want(path)], 5.0) == msgspec.structs.replace(queued, at=5.0)
+
+
+@pytest.mark.parametrize("path", ["src/[id].ts", "a{b}", "!x", "a*b", "a\\*b", "plain/é.py"])
+def test_a_path_with_any_characters_can_be_typed_as_a_pattern(path: str) -> None:
+    pattern = patterns.normal(patterns.typed(path))
+    assert patterns.matches(pattern, path) and not patterns.matches(pattern, "src/other.ts")

@@ -18,6 +18,7 @@ from agentd import process
 from agentd.watch import wire
 from agentd.watch.folders import Folders
 from agentd.watch.kernel import Kernel
+from agentd.watch.look import Look
 
 
 @pytest.fixture
@@ -109,6 +110,7 @@ def test_a_checkout_of_another_commit_is_seen_whole(tree: Tree) -> None:
 
 @needs_inotify
 def test_names_that_no_line_can_hold(tree: Tree) -> None:
+    assert Look(tree.order()).ignored([":x", ":!x.db", "*", "*.db", "new\nline"]) == {":!x.db", "*.db"}
     names = [b"new\nline", b"caf\xe9", b":x", b"*", b'"quoted"', b" ", b"-n", b"a\\b", b"\xff\xfe/\x80\n"]
     with Lab() as lab:
         lab.watch(tree)
@@ -218,10 +220,11 @@ def test_a_folder_is_opened_by_no_way_through_a_link(tree: Tree, tmp_path: Path)
     assert [path for path, is_watched in seen.items() if is_watched] == ["inside/deep", "inside"]
 
 
-def test_a_pipe_in_place_of_rules_does_not_hold_it_up(tree: Tree) -> None:
+@pytest.mark.parametrize("without", ["", "inotify"])
+def test_a_pipe_in_place_of_rules_does_not_hold_it_up(tree: Tree, without: str) -> None:
     """git would wait there for ever. Another worktree is served meanwhile, and this one again when it is gone."""
     other = Tree(tree.plan.repo.top or "", tree.path.parent.parent, 8)
-    with Lab() as lab:
+    with Lab(AGENTD_WITHOUT=faultlab.also_without(without)) as lab:
         lab.watch(tree)
         tree.sh("rm .gitignore; mkfifo .gitignore; echo x > new")
         lab.until(lambda: lab.modes["1"][-1].how == "off")
@@ -232,8 +235,9 @@ def test_a_pipe_in_place_of_rules_does_not_hold_it_up(tree: Tree) -> None:
         assert {".gitignore", "new"} <= set(lab.wrote["1"])
 
 
-def test_git_is_not_run_where_its_configuration_was_changed(tree: Tree, tmp_path: Path) -> None:
-    with Lab() as lab:
+@pytest.mark.parametrize("without", ["", "inotify"])
+def test_git_is_not_run_where_its_configuration_was_changed(tree: Tree, tmp_path: Path, without: str) -> None:
+    with Lab(AGENTD_WITHOUT=faultlab.also_without(without)) as lab:
         lab.watch(tree)
         tree.sh(f"git config filter.evil.clean 'touch {tmp_path}/ran; cat'; echo '* filter=evil' > .gitattributes")
         tree.sh("echo changed > src/f0.txt")
@@ -255,6 +259,20 @@ def test_a_worktree_that_goes_away_is_told(tree: Tree, script: str) -> None:
         subprocess.run(["/bin/sh", "-ec", script.replace("{}", str(tree.path))], check=True)
         lab.until(lambda: "1" in lab.gone)
         assert lab.watches() == 0
+
+
+@needs_inotify
+def test_a_worktree_that_was_exchanged_for_its_copy_is_watched_on(tree: Tree) -> None:
+    with Lab() as lab:
+        lab.watch(tree)
+        path = str(tree.path)
+        subprocess.run(
+            ["/bin/sh", "-ec", 'cp -a "$0" "$0.copy"; mv "$0" "$0.old"; mv "$0.copy" "$0"', path], check=True
+        )
+        tree.sh("echo x > new")
+        assert lab.told(tree) == {"new"}
+        Path(f"{path}.old", "other").write_text("x")
+        assert lab.told(tree) == {"new"}
 
 
 @needs_inotify
@@ -347,18 +365,20 @@ def test_with_inotify_switched_off_nothing_is_missed(tree: Tree) -> None:
 
 
 @needs_inotify
+@pytest.mark.timeout(600)
 def test_a_flood_becomes_one_look_and_misses_nothing(tree: Tree) -> None:
     """The watcher is stopped meanwhile, so the kernel's queue of events overflows for sure."""
     queue = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     with Lab() as lab:
         lab.watch(tree)
         os.kill(lab.process.pid, signal.SIGSTOP)
-        count = queue // 2 + 1000
+        count = 200_000 if faultlab.is_long else queue // 2 + 1000
         tree.sh(f"mkdir flood; echo x > flood/before; seq {count} | (cd src; xargs touch); mkdir -p flood/late/er")
         os.kill(lab.process.pid, signal.SIGCONT)
         lab.until(lambda: len(set(lab.wrote["1"])) > count)
         tree.sh("echo x > flood/late/er/file; echo y > flood/before")
         assert lab.told(tree) == tree.differing()
+        print(f"{count:,} new files at once: {lab.memory() >> 20} MiB and {lab.cpu():.1f} s of CPU when all are told")
 
 
 # --- the process --------------------------------------------------------------------------------------------------
@@ -374,7 +394,7 @@ def test_at_rest_it_takes_no_cpu_and_has_one_instance(tmp_path: Path) -> None:
         links = [os.readlink(f"/proc/{lab.process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{lab.process.pid}/fd")]
         assert links.count("anon_inode:inotify") == 1
         lab.quiet(0.5)
-        assert lab.quiet(10.0 if faultlab.is_long else 2.0) == 0
+        assert lab.quiet(10.0 if faultlab.is_long else 1.0) == 0
 
 
 def test_it_ends_with_its_socket_whatever_it_does(tree: Tree) -> None:

@@ -79,24 +79,44 @@ def test_what_a_job_writes_comes_to_the_daemon(scene: Watched, top: str) -> None
     scene.check({id: 5})
 
 
-def test_jobs_that_need_no_watcher_start_none(scene: Watched, top: str) -> None:
-    in_place = scene.running(faultlab.WAITS)
-    short = scene.delegate("exit 0", in_place=False, cwd=top)
-    scene.wait(short)
+def test_a_job_in_place_needs_no_watcher(scene: Watched, top: str) -> None:
+    """Nor does one that is over at once."""
+    in_place = scene.running(faultlab.WAITS, cwd=top)
+    scene.wait(scene.delegate("exit 0", in_place=False, cwd=top))
     faultlab.until(lambda: bool(scene.events("job.result")))
-    assert scene.watchers() == [] and not scene.told
+    in_worktree = scene.running(faultlab.WAITS, in_place=False, cwd=top)
+    scene.watcher()
+    faultlab.until(lambda: {line[0] for line in scene.told} == {in_worktree})
     (scene.proof / "go").touch()
-    scene.wait(in_place)
+    scene.wait(in_place, in_worktree)
 
 
 def test_a_worktree_without_work_is_removed_although_it_was_watched(scene: Watched, top: str) -> None:
-    """Who is seen in a worktree keeps it: the watcher has let go of it before."""
-    ids = [scene.running(faultlab.WAITS, in_place=False, cwd=top) for _ in range(4)]
-    faultlab.until(lambda: {line[0] for line in scene.told} == set(ids))
+    """Who is seen in a worktree keeps it. So the watcher lets go of it first, however long its git takes: here that
+    waits in a filter, until it is stopped itself."""
+    gate = scene.proof / "gate"
+    waits = f'case "$PWD" in */worktrees/*) while [ ! -e {gate} ]; do sleep 0.02; done; esac; cat'
+    gitrepo.run(top, "config", "filter.slow.clean", waits)
+    gitrepo.write(f"{top}/.gitattributes", "src/* filter=slow\n")
+    gitrepo.run(top, "-c", "filter.slow.clean=cat", "add", "-A")
+    gitrepo.run(top, "-c", "filter.slow.clean=cat", "commit", "-qm", "slow")
+    id = scene.running(f"touch -d @1 src/f0.txt; {faultlab.WAITS}", in_place=False, cwd=top)
+    watcher = scene.watcher()
+    faultlab.until(lambda: bool(gits_that_filter(watcher)))
+    (git,) = gits_that_filter(watcher)
+    os.kill(git, signal.SIGSTOP)
+    gate.touch()
     (scene.proof / "go").touch()
-    scene.wait(*ids)
-    faultlab.until(lambda: len(scene.events("job.result")) == len(ids))
-    assert [event["data"]["changed"] for event in scene.events("job.result")] == [False] * len(ids)
+    scene.wait(id)
+    assert not faultlab.comes_true(lambda: bool(scene.events("job.result")), 1.0)
+    os.kill(git, signal.SIGCONT)
+    faultlab.until(lambda: bool(scene.events("job.result")))
+    (result,) = scene.events("job.result")
+    assert result["data"]["changed"] is False, result
+
+
+def gits_that_filter(watcher: int) -> list[int]:
+    return [pid for pid in process.children(watcher) if process.children(pid)]
 
 
 def test_another_watcher_takes_over_and_tells_what_was_written_meanwhile(scene: Watched, top: str) -> None:

@@ -73,7 +73,9 @@ class Locking:
             saved.tickets,
             settings.locks.pools,
         )
-        self.settings = settings
+        self.policy_of_path = functools.lru_cache(1 << 16)(
+            functools.partial(policy_of, configured=settings.locks.policy)
+        )
         self.claimed = {claim.key for claim in self.table.claims() if is_barrier(claim)}
         """Paths and files that somebody keeps others from."""
         self.is_marked = False
@@ -201,7 +203,7 @@ class Locking:
         return None
 
     def policy_of(self, name: Name) -> Policy:
-        return policy_of(name.text, self.settings.locks.policy) if name.kind == "path" else "warn"
+        return self.policy_of_path(name.text) if name.kind == "path" else "warn"
 
     def mode_of_write(self, name: Name) -> Mode:
         return APPEND if self.policy_of(name) == "share" else EXCLUSIVE

@@ -38,7 +38,8 @@ class Pausing:
         """It was stopped for this once, and went on: not again."""
 
     def pause(self, job: Job, name: Name) -> None:
-        if job.id not in self.paused and (job.id, name) not in self.let_be and isinstance(job.state, Running):
+        is_running = isinstance(self.engine.jobs[job.id].state, Running)
+        if is_running and job.id not in self.paused and (job.id, name) not in self.let_be:
             self.begin(job, name, is_stopped=False)
 
     def begin(self, job: Job, name: Name, is_stopped: bool) -> None:

@@ -19,7 +19,7 @@ from agentd.daemon.perform import job_dir, plan_of
 from agentd.watch import wire
 
 SOON_S = 0.3
-LET_GO_S = 5.0
+LET_GO_S = 10.0
 LONG_LIFE_S = 60.0
 MAX_PAUSE_S = 30.0
 PASSED_ON = ("PATH", "HOME", "XDG_CONFIG_HOME")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from agentd.core.errors import AgentdError, Refused
 from agentd.git import fingerprint
-from agentd.git.plan import Plan, is_intact, refuse_pipes_in, tree_of
+from agentd.git.plan import RULES, Plan, is_intact, tree_of
 from agentd.git.repository import ref_value
-from agentd.git.run import GitFailed, Repo, git, zsplit
+from agentd.git.run import GitFailed, Repo, git, refuse_pipe, zsplit
 from agentd.watch.folders import folders_above
 from agentd.watch.wire import Watch
 
@@ -53,7 +53,7 @@ class Look:
         try:
             self._be_careful()
             if thoroughly:
-                refuse_pipes_in(self.tree)
+                self._refuse_pipes()
             changed, ignored = [], set()
             for line in zsplit(git(STATUS, at=self.tree, timeout=GIT_S)):
                 how, path = line[:2], line[3:]
@@ -96,6 +96,11 @@ class Look:
         self.index = signature(f"{self.tree.git_dir}/index")
         listed = zsplit(git(["ls-files", "-z", "-c", "-i", "--exclude-standard"], at=self.tree, timeout=GIT_S))
         self.kept = frozenset(part for path in listed for part in (path, *folders_above(path)))
+
+    def _refuse_pipes(self) -> None:
+        """Rules that git would read, and wait at. A folder that may not be read hides them from git, too."""
+        walk = os.walk(self.tree.path)
+        refuse_pipe(*(f"{folder}/{name}" for folder, _, names in walk for name in names if name in RULES))
 
     def _be_careful(self) -> None:
         if not is_intact(self.plan, self.order.admin):

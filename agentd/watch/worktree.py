@@ -71,18 +71,23 @@ class Worktree:
     async def _turn(self) -> bool:
         """False when it has ended."""
         try:
-            await self._scan()
-            return await self._follow()
-        except OutOfWatches as why:
-            self.folders.close()
-            await self._say_mode("polling", str(why))
-            return await self._poll()
+            return await self._watch_or_poll()
         except Blind as why:
             self.folders.close()
             self.folders.check_root()
             await self._say_mode("off", str(why))
             await self._pause(GIT_AGAIN_S)
             return not self.is_ending
+
+    async def _watch_or_poll(self) -> bool:
+        try:
+            await self._scan()
+            return await self._follow()
+        except OutOfWatches as why:
+            reason = str(why)
+        self.folders.close()
+        await self._say_mode("polling", reason)
+        return await self._poll()
 
     # --- with watches ---------------------------------------------------------------------------------------
 
@@ -185,7 +190,7 @@ class Worktree:
         while True:
             began = time.monotonic()
             self.folders.check_root()
-            survey = await self._in_thread(self.look.survey, False)
+            survey = await self._in_thread(self.look.survey, True)
             now = {path: (signature(f"{self.folders.real}/{path}"),) for path in survey.changed}
             await self._tell_of([path for path in {**now, **self.polled} if now.get(path) != self.polled.get(path)])
             self.polled = dict(now)
