@@ -379,6 +379,15 @@ def test_who_has_two_requests_is_refused_the_one_that_closes_the_circle() -> Non
     assert [request.wants for request in scene.table.waiting()] == [(res("gpu"),), (path("b"),)]
 
 
+def test_a_slot_asked_for_by_its_number_is_not_any_other_slot_too() -> None:
+    scene = Scene(gpu=2)
+    scene.tokens(A, res("gpu:1"))
+    scene.tokens(B, res("gpu:2"))
+    scene.tokens(C, path("c"))
+    scene.ticket(B, path("c"))
+    assert scene.cycle(C, res("gpu"), res("gpu:1")) == [("3", "gpu", "2", "gpu:2"), ("2", "c", "3", "c")]
+
+
 def test_a_pool_gets_another_size() -> None:
     scene = Scene(gpu=1)
     scene.tokens(A, res("gpu"))

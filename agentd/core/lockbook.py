@@ -148,7 +148,9 @@ class Book:
                     found.append(Clash(want, claims, len(claims)))
         _, short = self._choose_slots(id, wants)
         for name, count in short.items():
-            taken = [c for slot in self.pools.slots(name) for c in self._held_by_others(id, Want(slot))]
+            # A slot that is asked for by its number is not any other slot, too.
+            others = [Want(slot) for slot in self.pools.slots(name) if Want(slot) not in wants]
+            taken = [claim for slot in others for claim in self._held_by_others(id, slot)]
             found.append(Clash(Want(name), tuple(taken), count))
         return found
 

@@ -248,6 +248,11 @@ class Table(Flow):
             raise Refused(f"ticket {ticket} is {whose}; ask again without --ticket", "bad_ticket")
         return known or next((r for r in self._requests_of(holder.id) if r.wants == wants), None)
 
+    def queued(self, ticket: int, at: float) -> Queued | None:
+        """How it stands with a request that waits."""
+        request = self._requests.get(ticket)
+        return None if request is None else self._queued(request, at)
+
     def _queued(self, request: Request, at: float) -> Queued:
         return Queued(at, request, len(self._before(request)) + 1, self.blockers(request))
 

@@ -196,10 +196,10 @@ class LockMethods:
                 "repo": request.wants[0].name.scope,
                 "since": iso(request.since),
                 "reason": request.reason,
-                "position": self.locking.position(request.ticket),
+                "position": place,
                 "for": [texts.holder_text(one.holder) for one in table.blockers(request)],
             }
-            for request in table.waiting()
+            for place, request in enumerate(table.waiting(), 1)
             if scopes is None or any(want.name.scope in scopes for want in request.wants)
         ]
         return {"claims": rows, "waiting": waiting, "now": iso(self.locking.now())}

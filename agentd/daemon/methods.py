@@ -95,6 +95,8 @@ class Methods(LockMethods):
         method = protocol.METHODS[request.method]
         if connection.job is not None and not method.is_narrow:
             raise Refused(f"{request.method} is not allowed for jobs", "not_for_jobs")
+        if request.method.startswith("lock."):
+            await self.locking.is_ready.wait()
         answer = getattr(self, "do_" + request.method.replace(".", "_"))
         return await cast(Callable[..., Awaitable[Any]], answer)(connection, request.params)
 
@@ -253,6 +255,7 @@ class Methods(LockMethods):
                 dirt = asyncio.ensure_future(self.performer.in_prompt_thread(look_for_dirt, settled.repo))
         elif not os.path.isdir(ask.cwd):
             raise Refused(f"cannot run in {names.escaped(ask.cwd)}: there is no such folder", "no_folder")
+        claims = await self.claims_asked(ask, parent)
         id, self.next_id = self.next_id, self.next_id + 1
         place: Place = InPlace(ask.cwd)
         cwd, command, setup = ask.cwd, argv, ""
@@ -270,7 +273,6 @@ class Methods(LockMethods):
             cwd, tree = os.path.join(path, settled.subdir).rstrip("/"), path
             place = Worktree(ask.cwd, top, path, branch, base, plan=msgspec.to_builtins(plan))
             setup = self.settings.worktree.setup or config.repository_setup(settled.repo.top)
-        claims = await self.claims_asked(ask, parent)
         profile = profiles.resolve(self.settings, ask) if ask.agent == "builtin" else None
         if profile is not None and parent is not None and parent.progress is not None:
             ask = await self.with_credential_of(parent, ask, profile)
@@ -314,6 +316,7 @@ class Methods(LockMethods):
         async with self.performer.keeping(job, hidden):
             await self.engine.add(job, [Notice("job.created", created), Notice("job.queued", {})])
         if claims:
+            await self.locking.is_ready.wait()
             await self.locking.claim_for(job)
         view = self.view(self.engine.jobs[id])
         is_tree_known = dirt is not None and await is_done_in_time(dirt)

@@ -18,7 +18,7 @@ from agentd.core.job import Job, Running
 from agentd.core.machine import Notice
 from agentd.daemon import perform
 from agentd.daemon.engine import Engine
-from agentd.daemon.locking import Locking
+from agentd.daemon.locking import Locking, Waiter
 
 MOST_S = 600.0
 KEEPER_PATIENCE_S = 10.0
@@ -58,15 +58,15 @@ class Pausing:
         holder, locking = self.locking.holder_of(job), self.locking
         claim = locking.stands_before(holder, [name])
         answer, facts = locking.table.ask(holder, [Want(name)], locking.now(), REASON)
-        if isinstance(answer, Queued):
-            locking.expect(answer.request.ticket)
+        waiter = locking.expect(answer.request.ticket) if isinstance(answer, Queued) else None
         await locking.save(facts)
-        if isinstance(answer, Queued):
+        if isinstance(answer, Queued) and waiter is not None:
             try:
                 is_stopped = is_stopped or await self.stop(job, name, claim)
-                why = await self.end_of(answer) if is_stopped else "it has ended"
+                why = await self.end_of(answer, waiter) if is_stopped else "it has ended"
             finally:
-                locking.stop_expecting(answer.request.ticket)
+                locking.stop_waiting(answer.request.ticket, waiter)
+                waiter.cancel()
         else:
             why = "granted" if isinstance(answer, Granted) else "it would wait for ever"
         if why != "granted":
@@ -84,9 +84,9 @@ class Pausing:
         await self.tell(job, "lock.paused", {"name": str(name), "repo": name.scope, **held})
         return True
 
-    async def end_of(self, queued: Queued) -> str:
+    async def end_of(self, queued: Queued, waiter: Waiter) -> str:
         try:
-            answer = await self.locking.wait_for(queued, MOST_S)
+            answer = await self.locking.wait_for(queued, waiter, MOST_S)
         except AgentdError as error:
             return error.message
         if isinstance(answer, Granted):
