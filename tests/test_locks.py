@@ -85,9 +85,37 @@ def test_a_claim_keeps_others_off_until_it_is_given_back(scene: Scene, repo: str
     assert str(ticket) in late.value.message
     one.unlock(["a.py"], cwd=repo)
     assert other.lock([], cwd=repo, ticket=ticket, wait=0)["claims"][0]["token"] > answer["token"]
-    assert one.unlock(["b.py"], cwd=repo) == {"released": [], "withdrawn": []}
+    assert one.unlock(["b.py"], cwd=repo) == {"released": [], "withdrawn": [], "still": []}
     with pytest.raises(Refused, match="other"):
         one.unlock(["a.py"], cwd=repo)
+
+
+def test_a_folder_is_all_below_it_with_or_without_its_slash(scene: Scene, repo: str) -> None:
+    Path(repo, "lib").mkdir()
+    one, other = person(scene, "one"), person(scene, "other")
+    assert [claim["name"] for claim in one.lock(["lib"], cwd=repo)["claims"]] == ["path:lib/**"]
+    with pytest.raises(NotNow, match="one"):
+        other.lock(["lib/c.py"], cwd=repo, wait=0)
+    assert scene.client.ask("lock.explain", name=".", cwd=f"{repo}/lib")["name"] == "path:lib/**"
+    assert one.unlock(["lib"], cwd=repo)["released"] == ["path:lib/**"]
+    one.lock(["new"], cwd=repo)
+    Path(repo, "new").mkdir()
+    assert set(one.unlock(["new"], cwd=repo)["released"]) == {"path:new", f"file:{repo}/new"}
+    os.symlink("lib", f"{repo}/link")
+    assert "path:link" in [claim["name"] for claim in one.lock(["link"], cwd=repo)["claims"]]
+
+
+def test_a_part_of_a_claim_is_neither_given_back_nor_broken(scene: Scene, repo: str) -> None:
+    Path(repo, "lib").mkdir()
+    one = person(scene, "one")
+    one.lock(["lib/**"], cwd=repo)
+    assert one.unlock(["lib/c.py"], cwd=repo) == {"released": [], "withdrawn": [], "still": ["'path:lib/**'"]}
+    with pytest.raises(Refused, match=r"agentd locks break 'path:lib/\*\*' --reason TEXT") as refused:
+        scene.client.ask("lock.break", name="lib/c.py", cwd=repo, reason="urgent", owner="boss")
+    assert refused.value.code == "not_held"
+    assert names(scene) == ["exclusive path:lib/** active"]
+    assert scene.client.ask("lock.break", name="lib", cwd=repo, reason="urgent", owner="boss")["broken"] != []
+    assert names(scene) == []
 
 
 def test_asking_again_is_the_same_claim(scene: Scene, repo: str) -> None:

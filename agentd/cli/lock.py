@@ -148,3 +148,6 @@ def unlock(
     if not quiet:
         gone = [*answer["released"], *(f"ticket {number}" for number in answer["withdrawn"])]
         options.say(f"released {', '.join(map(render.one_line, gone))}" if gone else "already free")
+        if answer["still"]:
+            also = render.one_line(" ".join(answer["still"]))
+            options.say(f"what you still hold meets it; to give that back too: agentd unlock {also}")
