@@ -1,6 +1,7 @@
 """Locks, through the real daemon: held by what lives, let go by the kernel, in order, and never by a guess."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -234,6 +235,35 @@ def test_two_terminals_exclude_each_other_while_the_daemon_is_killed(scene: Scen
     assert ran(second) == 0
     assert (folder / "seen").read_text() == "one"
     assert (folder / "f").read_text() == "two\n"
+
+
+def first_line(child: "subprocess.Popen[bytes]") -> str:
+    assert child.stderr is not None
+    return child.stderr.readline().decode()
+
+
+def test_who_waits_is_told_for_whom(scene: Scene, repo: str) -> None:
+    one = person(scene, "one")
+    one.lock(["res:port-3000"], cwd=repo)
+    locking = agentd(scene, "lock", "res:port-3000", "--", "true", cwd=repo, stderr=subprocess.PIPE)
+    assert first_line(locking).startswith('agentd: waiting: res:port-3000 is claimed by the user "one" ')
+    running = agentd(scene, "run", "--res", "port-3000", "true", cwd=repo, stderr=subprocess.PIPE)
+    assert re.fullmatch(r'agentd: job \d+ waits for res:port-3000, held by the user "one"\n', first_line(running))
+    delegating = agentd(scene, "delegate", "--res", "port-3000", "--", "true", cwd=repo, stderr=subprocess.PIPE)
+    assert first_line(delegating).startswith("agentd: job ")
+    assert 'waits for res:port-3000, held by the user "one"' in first_line(delegating)
+    assert ran(delegating) == 0
+    one.unlock(["res:port-3000"], cwd=repo)
+    assert (ran(locking), ran(running)) == (0, 0)
+
+
+def test_what_can_be_done_stands_in_a_column(scene: Scene, repo: str) -> None:
+    person(scene, "one").lock(["res:gpu"], cwd=repo)
+    refused = agentd(scene, "lock", "res:gpu", "--wait", "0s", cwd=repo, stderr=subprocess.PIPE)
+    told = refused.communicate()[1].decode().split("\n")
+    assert refused.returncode == 75
+    column = next(line for line in told if line.startswith("Do one of:")).index("agentd lock ")
+    assert " " * column + "agentd locks why res:gpu" in told
 
 
 def test_a_persons_claim_ends_with_the_session(scene: Scene, repo: str) -> None:

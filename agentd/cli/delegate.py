@@ -80,6 +80,8 @@ def delegate(
         return
     if job["base"]:
         options.say(render.base_sentence(answer, with_changes))
+    if sentence := render.lock_sentence(job):
+        options.say(sentence)
     if not answer["is_tree_known"]:
         options.say(f"what you have not committed, if anything, is not in job {job['id']}; use --with-changes")
     if excluded:

@@ -59,7 +59,7 @@ def lock(
     if argv:
         run_locked(argv, asked, options.owner_name(owner), quiet)
     with Client(owner=options.owner_name(owner)) as client:
-        answer = client.lock(**asked)
+        answer = acquire(client, asked, is_silent=quiet or json)
     if json:
         return options.print_json({"ok": True, **answer})
     if not quiet:
@@ -73,6 +73,19 @@ def patience(text: str | None, has_command: bool) -> float | None:
         return None if has_command else options.seconds("--wait", DEFAULT_WAIT)
     found = options.seconds("--wait", text)
     return None if text == "0" else found
+
+
+def acquire(client: Client, asked: dict[str, Any], is_silent: bool) -> dict[str, Any]:
+    """Who has to wait is told for whom, before the waiting begins."""
+    if not is_silent and asked["wait"] != 0:
+        try:
+            return client.lock(**asked | {"wait": 0})
+        except NotNow as error:
+            if error.code != "busy":
+                raise
+            who = error.message.partition("\n")[0].removeprefix("[agentd:locked] ")
+            options.say(f"waiting: {render.one_line(who)}")
+    return client.lock(**asked)
 
 
 def run_locked(argv: list[str], asked: dict[str, Any], owner: str | None, quiet: bool) -> NoReturn:
@@ -91,7 +104,7 @@ def run_locked(argv: list[str], asked: dict[str, Any], owner: str | None, quiet:
             what = f"cannot write a claim in {client.state_dir}: {error.strerror}; the command is not run"
             raise NotNow(what, "unavailable") from None
         try:
-            answer = client.lock(**asked, claim=key)
+            answer = acquire(client, asked | {"claim": key}, is_silent=quiet)
             claimfile.rewrite(fd, record | {"token": answer["token"], "granted": answer["granted"]})
         except AgentdError as error:
             claimfile.remove(client.state_dir, key)

@@ -323,6 +323,14 @@ def base_sentence(answer: View, with_changes: bool) -> str:
     return f"job {job['id']} starts from {job['base'][:10]}{where}{nothing}"
 
 
+def lock_sentence(job: View) -> str | None:
+    """A new job that cannot start yet says what it waits for."""
+    lock = job["waiting"] or ""
+    if job["state"] != "queued" or lock.partition(" ")[0] != "lock":
+        return None
+    return f"job {job['id']} waits for {one_line(lock.partition(' ')[2], 300) or 'what it claims'}"
+
+
 def excluded_sentence(id: int, excluded: View) -> str:
     parts = [f"{excluded[kind]} {kind}" for kind in ("modified", "untracked") if excluded[kind]]
     names = ", ".join(one_line(str(name), 80) for name in excluded["examples"][:5])

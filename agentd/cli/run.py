@@ -61,7 +61,13 @@ def run(
         options.print_json(job)
     else:
         print(job["id"], flush=True)
+        say_waiting(job, quiet)
     return 0
+
+
+def say_waiting(job: dict[str, Any], quiet: bool) -> None:
+    if not quiet and (sentence := render.lock_sentence(job)):
+        options.say(sentence)
 
 
 class Foreground:
@@ -80,6 +86,7 @@ class Foreground:
         job = self.client.delegate(command, cwd=place, in_place=True, input=input, **asked)
         self.path = follow.live_attempt_path(self.client.state_dir, job["id"], job["attempt"])
         self.id = job["id"]
+        say_waiting(job, self.quiet)
         if self.interrupted_at > 0:
             self.interrupted_at = float("-inf")
             self.interrupt()
