@@ -219,7 +219,13 @@ class LockMethods:
             "name": str(name),
             "claims": [self.row(claim) for claim in claims],
             "waiting": [
-                {"ticket": one.ticket, "holder": self.holder_view(one.holder), "since": iso(one.since)} for one in queue
+                {
+                    "ticket": one.ticket,
+                    "holder": self.holder_view(one.holder),
+                    "since": iso(one.since),
+                    "seconds": max(0.0, self.locking.now() - one.since),
+                }
+                for one in queue
             ],
         }
 
@@ -238,17 +244,17 @@ class LockMethods:
         }
 
     async def do_lock_history(self, _: Connection, ask: protocol.LockHistory) -> dict[str, Any]:
-        name = None
-        if ask.name is not None:
-            name = lock_names.names(ask.name, await self.where(ask.cwd))[0]
+        where = await self.where(ask.cwd)
+        name = None if ask.name is None else lock_names.names(ask.name, where)[0]
+        here = {"", where.place.common if where.place else ""}
         if not 0 < ask.limit <= 10_000:
             raise Usage("limit: a number from 1 to 10000", "bad_number")
 
         def is_about(entry: dict[str, Any]) -> bool:
-            if name is None:
-                return True
             data = entry["data"]
             scope = str(data.get("repo", ""))
+            if name is None:
+                return ask.all or {scope, *(one["repo"] for one in data.get("claims", ()))} <= here
             told = [(text, scope) for text in (data.get("name"), *data.get("names", ())) if text]
             told += [(one["name"], one["repo"]) for one in data.get("claims", ())]
             return any(lock_names.is_about(text, whose, name) for text, whose in told)
@@ -263,7 +269,8 @@ class LockMethods:
         )
         found = []
         for row in rows:
-            event = event_view(Entry(*row))
+            entry = Entry(*row)
+            event = event_view(entry) | {"owner": entry.owner}
             if is_about(event):
                 found.append(event)
                 if len(found) == ask.limit:
