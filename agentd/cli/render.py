@@ -293,6 +293,8 @@ def outcome_sentence(job: View) -> str | None:
             return f"{head} was killed"
         case "failed" if reason:
             return f"{head} failed: {reason}"
+        case "failed" if job["progress"]:
+            return f"{head} failed; what it says of it: agentd result {job['id']}"
     return None
 
 
