@@ -34,7 +34,7 @@ def delegate(
     processes: options.Processes = None,
     log_max: options.LogMax = None,
     claim: options.Claim = None,
-    res: options.Res = None,
+    res: options.HeldRes = None,
     restart: options.Restart = None,
     json: options.Json = False,
     quiet: options.Quiet = False,

@@ -22,7 +22,8 @@ def lock(
     append: Annotated[bool, typer.Option("--append", help="Beside others who only add.")] = False,
     res: options.Res = None,
     wait: Annotated[
-        str | None, typer.Option("--wait", metavar="TIME", help="So long; 0s: not at all. Default: 60s; with CMD: any.")
+        str | None,
+        typer.Option("--wait", metavar="TIME", help="How long; 0s: not at all, 0: any. Default: 60s; with CMD: 0."),
     ] = None,
     ticket: Annotated[str | None, typer.Option("--ticket", metavar="N", help="Go on waiting for what N asked.")] = None,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="What others are told.")] = "",
