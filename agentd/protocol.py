@@ -281,10 +281,12 @@ class ExplainLock(Params, frozen=True):
 
 
 class LockHistory(Params, frozen=True):
-    """The newest ``limit`` events about locks that meet ``name``; null: about all."""
+    """The newest ``limit`` events about locks that meet ``name``; null: about those of the repository at ``cwd`` and of
+    no repository; ``all``: of all."""
 
     cwd: str
     name: str | None = None
+    all: bool = False
     limit: int = 100
 
 

@@ -269,6 +269,12 @@ def test_a_hostile_file_does_not_drive_the_terminal(agentd: Shell, repo: str) ->
     assert "\x1b" not in on_a_terminal("diff", id, cwd=repo, GIT_PAGER="cat", NO_COLOR="1")
 
 
+def test_a_diff_of_nothing_says_so_on_a_terminal_only(agentd: Shell, repo: str) -> None:
+    id = work(agentd, "true")
+    assert on_a_terminal("diff", id, cwd=repo, GIT_PAGER="cat") == "agentd: no changes\n"
+    assert agentd("diff", id) == (0, "", "")
+
+
 def test_a_pager_that_is_not_there_or_has_seen_enough(agentd: Shell, repo: str) -> None:
     id = work(agentd, "seq 200000 >numbers")
     assert "+200000" in on_a_terminal("diff", id, cwd=repo, GIT_PAGER="no-such-pager-here")

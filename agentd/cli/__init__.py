@@ -105,9 +105,8 @@ def tell(args: Sequence[str], message: str, code: str, exit: int) -> int:
             print(json.dumps({"ok": False, "code": code, "error": message}), flush=True)
         else:
             lines = message.split("\n") if code in OF_SEVERAL_LINES else [message]
-            print(
-                "\n".join(["agentd: " + render.one_line(lines[0]), *map(render.one_line, lines[1:])]), file=sys.stderr
-            )
+            more = [" " * (len(line) - len(line.lstrip(" "))) + render.one_line(line) for line in lines[1:]]
+            print("\n".join(["agentd: " + render.one_line(lines[0]), *more]), file=sys.stderr)
             sys.stderr.flush()
     except OSError:
         silence()

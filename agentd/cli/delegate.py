@@ -35,7 +35,7 @@ def delegate(
     processes: options.Processes = None,
     log_max: options.LogMax = None,
     claim: options.Claim = None,
-    res: options.Res = None,
+    res: options.HeldRes = None,
     restart: options.Restart = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -84,6 +84,8 @@ def delegate(
         return
     if job["base"]:
         options.say(render.base_sentence(answer, with_changes))
+    if sentence := render.lock_sentence(job):
+        options.say(sentence)
     if not answer["is_tree_known"]:
         options.say(f"what you have not committed, if anything, is not in job {job['id']}; use --with-changes")
     if excluded:

@@ -31,7 +31,8 @@ def diff(
         if json:
             options.print_json({"diff": "".join(pieces)})
         elif is_terminal:
-            page(work.diff_lines("".join(pieces), form, options.has_color(no_color)))
+            lines = work.diff_lines("".join(pieces), form, options.has_color(no_color))
+            page(lines) if lines else options.say("no changes")
         else:
             for piece in pieces:
                 write(os.fsencode(piece))

@@ -29,6 +29,11 @@ STOP, BACKGROUND = "stop", "background"
 KEYS = {CTRL_Z: STOP, CTRL_B: BACKGROUND}
 
 
+def say_waiting(job: render.View, quiet: bool) -> None:
+    if not quiet and (sentence := render.lock_sentence(job)):
+        options.say(sentence)
+
+
 class LetGo(Exception):
     """A key was pressed that gives the prompt back; ``args``: which."""
 
@@ -53,6 +58,7 @@ class Foreground:
         signal.signal(signal.SIGINT, lambda *_: self.interrupt())
         with self.control_keys():
             self.take(self.client.delegate(command, cwd=place, in_place=True, **asked))
+            say_waiting(self.job, self.quiet)
             if self.interrupted_at > 0:
                 self.interrupted_at = float("-inf")
                 self.interrupt()
@@ -62,6 +68,7 @@ class Foreground:
 
     def run_with_terminal(self, command: list[str], place: str, asked: dict[str, Any]) -> int:
         self.take(self.client.delegate(command, cwd=place, in_place=True, **asked))
+        say_waiting(self.job, self.quiet)
         try:
             return self.attach()
         except KeyboardInterrupt:  # it had no terminal yet: it had not started

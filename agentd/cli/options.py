@@ -41,6 +41,9 @@ Claim = Annotated[
     list[str] | None, typer.Option("--claim", metavar="PATH", help="Hold it first; it is queued until it can.")
 ]
 Res = Annotated[list[str] | None, typer.Option("--res", metavar="NAME", help="A resource: a port, a database.")]
+HeldRes = Annotated[
+    list[str] | None, typer.Option("--res", metavar="NAME", help="The same of a resource: a port, a database.")
+]
 Restart = Annotated[
     str | None, typer.Option("--restart", metavar="WHEN", help="on-failure: try again, with pauses that grow.")
 ]
@@ -48,10 +51,10 @@ Restart = Annotated[
 # Of delegate, for the built-in agent.
 Profile = Annotated[str | None, typer.Option("--profile", metavar="NAME", help="How; agentd profiles lists them.")]
 Model = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Another model than the profile's.")]
-MaxTurns = Annotated[str | None, typer.Option("--max-turns", metavar="N", help="At most so many; 0: any.")]
-MaxTokens = Annotated[str | None, typer.Option("--max-tokens", metavar="N", help="At most so many; 0: any.")]
+MaxTurns = Annotated[str | None, typer.Option("--max-turns", metavar="N", help="At most so many; 0: no limit.")]
+MaxTokens = Annotated[str | None, typer.Option("--max-tokens", metavar="N", help="At most so many; 0: no limit.")]
 MaxCost = Annotated[
-    str | None, typer.Option("--max-cost", metavar="DOLLARS", help="Spend at most so much; 0: any sum.")
+    str | None, typer.Option("--max-cost", metavar="DOLLARS", help="Spend at most so much; 0: no limit.")
 ]
 
 

@@ -293,6 +293,8 @@ def outcome_sentence(job: View) -> str | None:
             return f"{head} was killed"
         case "failed" if reason:
             return f"{head} failed: {reason}"
+        case "failed" if job["progress"]:
+            return f"{head} failed; what it says of it: agentd result {job['id']}"
     return None
 
 
@@ -321,6 +323,14 @@ def base_sentence(answer: View, with_changes: bool) -> str:
         return f"job {job['id']} has your changes, as snapshot {answer['snapshot'][:10]}{where}"
     nothing = "; your tree has no changes to take along" if with_changes else ""
     return f"job {job['id']} starts from {job['base'][:10]}{where}{nothing}"
+
+
+def lock_sentence(job: View) -> str | None:
+    """A new job that cannot start yet says what it waits for."""
+    lock = job["waiting"] or ""
+    if job["state"] != "queued" or lock.partition(" ")[0] != "lock":
+        return None
+    return f"job {job['id']} waits for {one_line(lock.partition(' ')[2], 300) or 'what it claims'}"
 
 
 def excluded_sentence(id: int, excluded: View) -> str:

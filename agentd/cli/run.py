@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from agentd.cli import options
-from agentd.cli.foreground import Foreground
+from agentd.cli.foreground import Foreground, say_waiting
 from agentd.client import Client
 from agentd.core.errors import Usage
 
@@ -27,7 +27,7 @@ def run(
     processes: options.Processes = None,
     log_max: options.LogMax = None,
     claim: options.Claim = None,
-    res: options.Res = None,
+    res: options.HeldRes = None,
     restart: options.Restart = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -58,4 +58,5 @@ def run(
         options.print_json(job)
     else:
         print(job["id"], flush=True)
+        say_waiting(job, quiet)
     return 0

@@ -215,6 +215,17 @@ def not_yours(claim: Claim, at: float) -> str:
     return f"{whose}; to take it away: agentd locks break {name_word(claim.name)} --reason TEXT"
 
 
+def not_held(name: Name, met: Sequence[Claim]) -> str:
+    """To whoever would break a claim that is not there by this name."""
+    if not met:
+        return f"{name_text(name)} is not held by anybody; agentd locks lists what is"
+    claim = met[0]
+    return (
+        f"nobody holds {name_text(name)} by that name; {holder_text(claim.holder)} holds {name_text(claim.name)}:"
+        f" agentd locks break {name_word(claim.name)} --reason TEXT"
+    )
+
+
 def refused_merge(job: str, found: Sequence[tuple[str, Claim]]) -> str:
     """A change that would land in what others have claimed since."""
     path, claim = found[0]

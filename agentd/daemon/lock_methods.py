@@ -158,7 +158,7 @@ class LockMethods:
         names = list(held)
         if not ask.all:
             where = await self.where(ask.cwd, self.job_of(connection))
-            names = [name for text in ask.names for name in lock_names.names(text, where)]
+            names = [name for text in ask.names for name in lock_names.every_meaning(text, where)]
             self.refuse_foreign(names, holder, held)
         found = [name for name in names if name in held and held[name].state != "pending"]
         given_up = [r for r in waiting if ask.all or {want.name for want in r.wants} & set(names)]
@@ -168,7 +168,12 @@ class LockMethods:
             await self.locking.save(table.release(holder, found, self.locking.now()))
         if ask.claim and ask.all:
             self.locking.forget(holder)
-        return {"released": [str(name) for name in found], "withdrawn": [one.ticket for one in given_up]}
+        still = {claim.name for name in names for claim in table.who(name) if claim.holder.id == holder.id}
+        return {
+            "released": [str(name) for name in found],
+            "withdrawn": [one.ticket for one in given_up],
+            "still": [texts.name_word(name) for name in sorted(still)],
+        }
 
     def refuse_foreign(self, names: list[Name], holder: Holder, held: dict[Name, Claim]) -> None:
         if any(name in held for name in names):
@@ -260,7 +265,13 @@ class LockMethods:
             "name": str(name),
             "claims": [self.row(claim) for claim in claims],
             "waiting": [
-                {"ticket": one.ticket, "holder": self.holder_view(one.holder), "since": iso(one.since)} for one in queue
+                {
+                    "ticket": one.ticket,
+                    "holder": self.holder_view(one.holder),
+                    "since": iso(one.since),
+                    "seconds": max(0.0, self.locking.now() - one.since),
+                }
+                for one in queue
             ],
         }
 
@@ -279,17 +290,17 @@ class LockMethods:
         }
 
     async def do_lock_history(self, _: Connection, ask: protocol.LockHistory) -> dict[str, Any]:
-        name = None
-        if ask.name is not None:
-            name = lock_names.names(ask.name, await self.where(ask.cwd))[0]
+        where = await self.where(ask.cwd)
+        name = None if ask.name is None else lock_names.names(ask.name, where)[0]
+        here = {"", where.place.common if where.place else ""}
         if not 0 < ask.limit <= 10_000:
             raise Usage("limit: a number from 1 to 10000", "bad_number")
 
         def is_about(entry: dict[str, Any]) -> bool:
-            if name is None:
-                return True
             data = entry["data"]
             scope = str(data.get("repo", ""))
+            if name is None:
+                return ask.all or {scope, *(one["repo"] for one in data.get("claims", ()))} <= here
             told = [(text, scope) for text in (data.get("name"), *data.get("names", ())) if text]
             told += [(one["name"], one["repo"]) for one in data.get("claims", ())]
             return any(lock_names.is_about(text, whose, name) for text, whose in told)
@@ -304,7 +315,8 @@ class LockMethods:
         )
         found = []
         for row in rows:
-            event = event_view(Entry(*row))
+            entry = Entry(*row)
+            event = event_view(entry) | {"owner": entry.owner}
             if is_about(event):
                 found.append(event)
                 if len(found) == ask.limit:
@@ -314,16 +326,16 @@ class LockMethods:
     async def do_lock_break(self, connection: Connection, ask: protocol.BreakLock) -> dict[str, Any]:
         if not ask.reason.strip():
             raise Usage("why? Give a reason, which the holder is told: --reason TEXT", "no_reason")
-        names = lock_names.names(ask.name, await self.where(ask.cwd))
-        held = [claim for name in names for claim in self.locking.table.who(name)]
-        if not held:
-            raise Refused(f"{names[0]} is not held by anybody; agentd locks lists what is", "not_held")
+        names = lock_names.every_meaning(ask.name, await self.where(ask.cwd))
         facts = self.locking.table.break_(names, self.locking.now(), ask.owner or "the user", ask.reason[:500])
+        broken = [fact for fact in facts if isinstance(fact, Broken)]
+        if not broken:
+            raise Refused(texts.not_held(names[0], self.locking.table.who(names[0])), "not_held")
         await self.locking.save(facts)
-        for fact in facts:
-            if isinstance(fact, Broken):
-                await self.tell_holder(fact, ask.kill)
-        return {"broken": [claim_view(claim) | {"holder": texts.holder_text(claim.holder)} for claim in held]}
+        for fact in broken:
+            await self.tell_holder(fact, ask.kill)
+        claims = [fact.claim for fact in broken]
+        return {"broken": [claim_view(claim) | {"holder": texts.holder_text(claim.holder)} for claim in claims]}
 
     async def tell_holder(self, lost: Broken, is_ended: bool) -> None:
         holder = lost.claim.holder

@@ -151,7 +151,7 @@ class Merging:
                 commits = await self.in_thread(look.commits, plan.repo, plan.base, facts["snapshot"])
             except (AgentdError, GitFailed, OSError):
                 commits = {"count": None, "first": []}
-        return {**result_view(job), "commits": commits, "words": None}
+        return {**result_view(job), "commits": commits, "words": job.progress.words if job.progress else None}
 
 
 def merged_fact(record: dict[str, Any]) -> Merged:

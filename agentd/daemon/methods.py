@@ -276,6 +276,8 @@ class Methods(LockMethods):
         profile = profiles.resolve(self.settings, ask) if ask.agent == "builtin" else None
         if profile is not None and parent is not None and parent.progress is not None:
             ask = await self.with_credential_of(parent, ask, profile)
+        if profile is not None:
+            profiles.refuse_without_key(profile, ask.environment)
         if setup and profile is None:
             command = with_setup(setup, argv)
         more = () if profile is None else profiles.granted(self.settings, profile)
@@ -493,6 +495,8 @@ class Methods(LockMethods):
 
     async def do_jobs_answer(self, connection: Connection, ask: protocol.Answer) -> dict[str, Any]:
         job = self.find(connection, ask.job, ask.owner)
+        if job.is_done:
+            raise Refused(f"job {job.id} has already ended", "already_ended")
         question = job.progress.question if job.progress is not None else None
         if question is None or (ask.question and ask.question != question.id):
             raise Refused(
