@@ -102,8 +102,9 @@ def test_the_first_writer_of_a_single_file_keeps_others_off(site: Site) -> None:
     )
     agent = site.agent("ask first")
     faultlab.until(lambda: ("path:one.txt", agent) in site.claims(), 60)
-    held = site.claims()["path:one.txt", agent]
-    assert not held["automatic"] and held["enforced"][:3] == ["merge", "tools", "commit"]
+    assert not site.claims()["path:one.txt", agent]["automatic"]
+    levels = ["merge", "tools", "commit"]
+    faultlab.until(lambda: site.claims()["path:one.txt", agent]["enforced"][:3] == levels)  # once it is saved
     command = writer(site, "one.txt", "second")
     site.say("second")
     faultlab.until(lambda: site.claims().get(("path:one.txt", command), {}).get("state") == "contested", 60)
