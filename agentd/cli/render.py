@@ -1,11 +1,12 @@
 """Dicts in, lines of text out: pure. All text from outside goes through :func:`clean` or :func:`one_line`."""
 
 import re
-import signal
 import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
+
+from agentd import forms
 
 View = dict[str, Any]
 
@@ -257,14 +258,7 @@ def is_merged(job: View) -> bool:
 def exit_word(job: View) -> str:
     if job["exit_code"] is not None:
         return str(job["exit_code"])
-    return signal_word(job["signal"]) if job["signal"] is not None else "-"
-
-
-def signal_word(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return forms.signal_word(job["signal"]) if job["signal"] is not None else "-"
 
 
 def command_text(argv: Sequence[str]) -> str:
@@ -360,20 +354,12 @@ def bash_marks(jobs: Iterable[View]) -> dict[int, str]:
 
 def bash_line(job: View, mark: str, with_pid: bool = False) -> str:
     """``[1]-  Running                 sleep 3 &``"""
-    pid = f" {job['pid']} " if with_pid and job["pid"] else "  "
     command = one_line(job["task"] if job["progress"] else " ".join(job["argv"]) or job["task"])
-    return f"[{job['number']}]{mark or ' '}{pid}{bash_state(job):<24}{command}{'' if job['state'] == 'done' else ' &'}"
-
-
-def bash_state(job: View) -> str:
-    if job["state"] != "done":
-        return str(job["state"]).capitalize()
-    if job["signal"] is not None:
-        words = {9: "Killed", 15: "Terminated", 1: "Hangup", 2: "Interrupt", 6: "Aborted", 11: "Segmentation fault"}
-        return words.get(job["signal"], signal_word(job["signal"]))
-    if job["exit_code"] is None or job["outcome"] in ("killed", "timed_out", "limited"):
-        return str(job["outcome"]).replace("_", " ").capitalize()
-    return "Done" if job["exit_code"] == 0 else f"Exit {job['exit_code']}"
+    state = forms.state_word(job["state"], job["outcome"], job["exit_code"], job["signal"])
+    ended = job["state"] == "done"
+    return forms.job_line(
+        job["number"], mark, state, command if ended else f"{command} &", job["pid"] if with_pid else None
+    )
 
 
 # --- events -------------------------------------------------------------------------------------------------

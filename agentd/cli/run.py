@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentd import follow
+from agentd import follow, noticeboard
 from agentd.cli import options, render
 from agentd.client import Client, ConnectionLost
 from agentd.core.errors import EXIT_FAULT, AgentdError, Usage
@@ -91,7 +91,9 @@ class Foreground:
             dropped = reader.dropped
         if dropped and not self.quiet:
             options.say(f"{dropped} bytes of output were dropped before they could be shown (--log-max)")
-        return self.code()
+        code = self.code()
+        noticeboard.note_seen(self.client.state_dir, self.client.owner, self.id, job["attempt"])
+        return code
 
     def write(self, fd: int, data: bytes) -> None:
         if not self.is_read[fd]:

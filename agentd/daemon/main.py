@@ -21,6 +21,7 @@ from agentd.core.errors import EXIT_ANOTHER, EXIT_FAULT, AgentdError, NotNow, Re
 from agentd.core.job import Job, Preparing, Queued, Running, Starting, Stopped, Stopping, Trashed
 from agentd.core.machine import Notice, owed
 from agentd.daemon import rebuild, restarts
+from agentd.daemon.boards import Boards
 from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
 from agentd.daemon.locking import Locking
@@ -30,7 +31,7 @@ from agentd.daemon.perform import Performer
 from agentd.daemon.server import Server
 from agentd.daemon.views import iso
 from agentd.daemon.zygotes import Zygotes
-from agentd.store import Change
+from agentd.store import Change, Entry
 
 REMOTE = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afs", "ceph")
 HOUSEKEEPING_S = 86400.0
@@ -104,11 +105,12 @@ class Daemon:
             say(f"epoch {rebuild.rebuild(self.state_dir, path)} begins")
         self.feed = Feed()
         self.performer = Performer(self.state_dir, self.settings)
-        self.engine = Engine(
-            path, self.settings.limits.running, self.feed.publish, self.performer.perform, self.on_trouble
-        )
+        self.engine = Engine(path, self.settings.limits.running, self.publish, self.performer.perform, self.on_trouble)
         self.feed.engine = self.performer.engine = self.engine
         self.feed.load(self.engine.load(), self.engine.store.seq)
+        self.boards = Boards(self.state_dir, self.engine.jobs)
+        self.engine.on_change.append(self.boards.on_change)
+        await self.boards.catch_up(self.stored_events)
         self.zygotes = {
             kind: Zygotes(self.state_dir, kind, self.on_notice, functools.partial(self.on_new_zygote, kind))
             for kind in agents.ZYGOTES
@@ -149,6 +151,14 @@ class Daemon:
             await self.stopping.wait()
         finally:
             await self.shut_down()
+
+    def publish(self, entries: list[Entry]) -> None:
+        """A terminal's shell first: who waits for a job comes back to its prompt, and is told there."""
+        self.boards.publish(entries)
+        self.feed.publish(entries)
+
+    async def stored_events(self, since: int, limit: int, owner: str) -> list[Entry]:
+        return await asyncio.wrap_future(self.engine.store.events(since, limit, owner))
 
     def facts(self) -> dict[str, Any]:
         return {"started_at": iso(self.started_at), "socket": self.socket_path}
@@ -274,6 +284,7 @@ class Daemon:
         jobdir.remove_quietly(jobdir.nudge_socket(self.state_dir))
         await self.server.close()
         await self.engine.close()
+        self.boards.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.performer.let_go_of_strangers(), LAST_WORDS_S)
         for zygotes in self.zygotes.values():
