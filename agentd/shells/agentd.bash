@@ -42,7 +42,7 @@ __agentd_complete() {
     { \builtin local -; \builtin set +eux; } 2>/dev/null
     \builtin local IFS=$' \t\n' cur=${COMP_WORDS[COMP_CWORD]} option='' verb='' kinds='' kind='' word
     \builtin local text
-    \builtin local -i i=1 place=0
+    \builtin local -i i=1 place=0 dashes=0
     COMPREPLY=()
     while ((i < COMP_CWORD)); do
         word=${COMP_WORDS[i]}
@@ -50,9 +50,9 @@ __agentd_complete() {
             if [[ $word == '=' ]]; then i+=1; continue; fi
             option=''
         elif [[ $word == '--' ]]; then
-            kinds='command...'
+            kinds='command...' dashes=1
             place=0
-        elif [[ $word == -* && $kinds != command... ]]; then
+        elif [[ $word == -* && $dashes == 0 ]]; then
             __agentd_takes "$word"
         elif [[ -n $word && $place == 0 && -n ${__agentd_verbs[${verb:+$verb }$word]+x} ]]; then
             verb=${verb:+$verb }$word
@@ -67,7 +67,7 @@ __agentd_complete() {
     if [[ $cur == '=' && -n $option ]]; then cur=''; fi
     if [[ -n $option ]]; then
         __agentd_values "$option"
-    elif [[ $cur == -* && $kinds != command... ]]; then
+    elif [[ $cur == -* && $dashes == 0 ]]; then
         while IFS=$'\t' \builtin read -r word kind text; do
             __agentd_offer "$word" "$text"
         done <<<"${__agentd_options[${verb:-agentd}]-}"
@@ -167,4 +167,4 @@ if [[ ${PROMPT_COMMAND[*]-} != *__agentd_precmd* ]]; then
         PROMPT_COMMAND=__agentd_precmd${PROMPT_COMMAND:+$'\n'$PROMPT_COMMAND}
     fi
 fi
-\builtin complete -o nosort -F __agentd_complete agentd
+\builtin complete -F __agentd_complete agentd

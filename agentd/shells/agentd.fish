@@ -44,16 +44,19 @@ function __agentd_complete
     set -l verb ''
     set -l kinds
     set -l place 0
+    set -l dashes 0
     set -e words[1]
     for word in $words
+        set -l name (string replace -ra '[ -]' _ -- (string trim -- "$verb $word"))
         if test -n "$option"
             set option ''
         else if test "$word" = --
             set kinds command...
+            set dashes 1
             set place 0
-        else if string match -q -- '-*' "$word"; and test "$kinds" != command...
+        else if string match -q -- '-*' "$word"; and test $dashes = 0
             set option (__agentd_takes "$verb" "$word")
-        else if set -l name (string replace -ra '[ -]' _ -- (string trim -- "$verb $word")); and test $place = 0; and contains -- "$name" $__agentd_verb_names
+        else if test $place = 0; and contains -- "$name" $__agentd_verb_names
             set verb (string trim -- "$verb $word")
             set -l arguments __agentd_arguments_$name
             set kinds (string split -n ' ' -- $$arguments)
@@ -65,10 +68,10 @@ function __agentd_complete
     if string match -q -- '--*=*' "$cur"
         set -l name (string replace -r '=.*' '' -- "$cur")
         set option (__agentd_takes "$verb" "$name")
-        test -n "$option"; and __agentd_values $option (string replace -r '^[^=]*=' '' -- "$cur") | string replace -r '^' "$name="
+        test -n "$option"; and __agentd_values $option (string replace -r '^[^=]*=' '' -- "$cur") | string replace -r -- '^' "$name="
     else if test -n "$option"
         __agentd_values $option "$cur"
-    else if string match -q -- '-*' "$cur"; and test "$kinds" != command...
+    else if string match -q -- '-*' "$cur"; and test $dashes = 0
         for line in (__agentd_options_of "$verb")
             set -l parts (string split \t -- $line)
             printf '%s\t%s\n' $parts[1] $parts[3]

@@ -37,15 +37,15 @@ __agentd_tell() {
 __agentd_complete() {
     builtin emulate -L zsh +o errexit +o xtrace -o extendedglob
     local option='' verb='' kinds='' word line
-    local -i i=2 place=0 first
+    local -i i=2 place=0 dashes=0 first
     local -a found texts of
     while (( i < CURRENT )); do
         word=${(Q)words[i]}
         if [[ -n $option ]]; then
             option=''
         elif [[ $word == '--' ]]; then
-            kinds='command...' place=0
-        elif [[ $word == -* && $kinds != command... ]]; then
+            kinds='command...' place=0 dashes=1
+        elif [[ $word == -* && $dashes == 0 ]]; then
             __agentd_takes $word
         elif [[ -n $word && $place == 0 && -n ${__agentd_verbs[${verb:+$verb }$word]+x} ]]; then
             verb=${verb:+$verb }$word
@@ -71,7 +71,7 @@ __agentd_complete() {
     fi
     if [[ -n $option ]]; then
         __agentd_values $option
-    elif [[ $PREFIX == -* && $kinds != command... ]]; then
+    elif [[ $PREFIX == -* && $dashes == 0 ]]; then
         for line in ${(f)__agentd_options[${verb:-agentd}]-}; do
             found+=("${line%%$'\t'*}") texts+=("${line##*$'\t'}")
         done
@@ -114,7 +114,7 @@ __agentd_values() {
             found=(${(f)"$(command git for-each-ref --format='%(refname:short)' refs/heads refs/tags refs/remotes 2>/dev/null)"})
             texts=($found)
             __agentd_show ;;
-        =*)
+        '='*)
             found=(${(s:,:)1#=})
             texts=($found)
             __agentd_show ;;
