@@ -18,7 +18,6 @@ PLAIN = {
     # as a dumb terminal: no line editor that redraws what is typed
     "bash": ["bash", "--norc", "--noprofile", "--noediting", "-i"],
     "zsh": ["zsh", "-f", "-i", "+Z", "-o", "no_prompt_sp", "-o", "no_prompt_cr", "-o", "prompt_subst"],
-    "fish": ["fish", "--no-config", "-i", "-C", f"function fish_prompt; echo -n $AGENTD_PROMPT'{PROMPT}'; end"],
 }
 EDITED = {
     "bash": ["bash", "--norc", "--noprofile", "-i"],

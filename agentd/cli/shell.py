@@ -20,6 +20,7 @@ def shell(
     name: Annotated[str, typer.Argument(metavar="[SHELL]", help=f"{WHAT}.")] = "",
     off: Annotated[bool, typer.Option("--off", help="Print what undoes it.")] = False,
     board: Annotated[bool, typer.Option("--board", help="Print the folder where this terminal is told.")] = False,
+    json: options.Json = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
 ) -> None:
@@ -28,8 +29,17 @@ def shell(
     Jobs that have ended, stopped or ask are told before the next prompt; verbs, options, jobs and branches are
     completed. For tmux: a line for tmux.conf.
     """
+    text = said(name, off, board)
+    if json:
+        return options.print_json({"shell": name or None, "text": text})
+    sys.stdout.write(text)
+    if sys.stdout.isatty() and not (quiet or off or board or name == "tmux"):
+        options.say(f"this is for your shell to read; put into its start-up file: {how_to(name)}")
+
+
+def said(name: str, off: bool, board: bool) -> str:
     if board:
-        return print(registered())
+        return f"{registered()}\n"
     if not name:
         raise Usage(f'shell what? Name yours: {WHAT}, such as: eval "$(agentd shell bash)"', "usage")
     if name not in (*SHELLS, "tmux"):
@@ -38,13 +48,12 @@ def shell(
         return tmux(off)
     if off:
         noticeboard_off()
-        return print("functions -q __agentd_off; and __agentd_off" if name == "fish" else OFF)
-    sys.stdout.write("\n".join([*head(name, registered()), body(name)]))
-    if sys.stdout.isatty() and not quiet:
-        options.say(f"this is for your shell to read; put into its start-up file: {how_to(name)}")
+        return OFF_IN_FISH if name == "fish" else OFF
+    return "\n".join([*head(name, registered()), body(name)])
 
 
-OFF = "if typeset -f __agentd_off >/dev/null; then __agentd_off; fi"
+OFF = "if typeset -f __agentd_off >/dev/null; then __agentd_off; fi\n"
+OFF_IN_FISH = "functions -q __agentd_off; and __agentd_off\n"
 
 
 def how_to(name: str) -> str:
@@ -69,17 +78,17 @@ def noticeboard_off() -> None:
         noticeboard.remove(found)
 
 
-def tmux(off: bool) -> None:
+def tmux(off: bool) -> str:
     path = noticeboard.line_path(own_state_dir())
     if off:
         if os.path.exists(path):
             os.unlink(path)
-        return
+        return ""
     noticeboard.make_folder(own_state_dir())
     if not os.path.exists(path):
         noticeboard.replace(path, "")
     quoted = shlex.quote(path).replace("#", "##")
-    print(f"set -ga status-right {shlex.quote(f' #(cat {quoted} 2>/dev/null)')}")
+    return f"set -ga status-right {shlex.quote(f' #(cat {quoted} 2>/dev/null)')}\n"
 
 
 def body(name: str) -> str:

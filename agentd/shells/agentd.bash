@@ -146,12 +146,20 @@ __agentd_show() {
 __agentd_texts=()
 
 __agentd_off() {
-    \builtin local i
-    for i in "${!PROMPT_COMMAND[@]}"; do
-        PROMPT_COMMAND[i]=${PROMPT_COMMAND[i]/#__agentd_precmd$'\n'/}
-        if [[ ${PROMPT_COMMAND[i]} == __agentd_precmd ]]; then PROMPT_COMMAND[i]=''; fi
+    \builtin local one
+    \builtin local -a others
+    others=()
+    for one in "${PROMPT_COMMAND[@]}"; do
+        one=${one/#__agentd_precmd$'\n'/}
+        if [[ $one != __agentd_precmd ]]; then others+=("$one"); fi
     done
-    if [[ -z ${PROMPT_COMMAND[*]-} ]]; then \builtin unset PROMPT_COMMAND; fi
+    if ((${#others[@]} == 0)); then
+        \builtin unset PROMPT_COMMAND
+    elif [[ $(\builtin declare -p PROMPT_COMMAND) == 'declare -a'* ]]; then
+        PROMPT_COMMAND=("${others[@]}")
+    else
+        PROMPT_COMMAND=${others[0]}
+    fi
     \builtin complete -r agentd 2>/dev/null
     \builtin unset -v AGENTD_RUNNING AGENTD_ASKING AGENTD_PROMPT
     \builtin unset -v __agentd_board __agentd_whose __agentd_count __agentd_texts

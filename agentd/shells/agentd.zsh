@@ -138,6 +138,7 @@ __agentd_show() {
 }
 
 __agentd_off() {
+    builtin emulate -L zsh
     precmd_functions=(${precmd_functions:#__agentd_precmd})
     if (( $+functions[compdef] )); then compdef -d agentd; fi
     unset AGENTD_RUNNING AGENTD_ASKING AGENTD_PROMPT
