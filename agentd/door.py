@@ -80,6 +80,7 @@ SHORT: "dict[str, Callable[[Sequence[str]], bool]]" = {
     "unlock": always,
     "locks": lambda words: "--watch" not in words,
     "demo": never,
+    "shell": always,
     "attach": never,
     "fg": never,
     "bg": always,

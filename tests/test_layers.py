@@ -22,6 +22,9 @@ RINGS: dict[str, set[str]] = {
     "process": set(),
     "paths": set(),
     "files": set(),
+    "forms": set(),
+    # written by the daemon, read by shells without us
+    "noticeboard": {"process", "files"},
     # one module owns each outside thing
     "protocol": {"core", "process", "paths", "files"},
     "config": {"core", "process", "paths", "files"},
@@ -55,17 +58,14 @@ RINGS: dict[str, set[str]] = {
     "runners": {"core", "protocol", "jobdir", "client", "process", "paths", "files"},
     "daemon": {
         *{"core", "protocol", "store", "git", "jobdir", "claimfile", "agents", "config", "process", "paths", "files"},
-        *{"keeper", "zygote", "runners", "budget", "watch", "hook"},
+        *{"keeper", "zygote", "runners", "budget", "watch", "hook", "forms", "noticeboard"},
     },
     # what the user and the main agent touch; none of it ever meets the daemon
     # the demonstration types verbs, and asks the client for facts
     "demo": {"client", "core", "process", "paths", "files"},
     "cli": {
         *{"client", "claimfile", "follow", "core", "protocol", "config", "process", "paths", "files", "budget"},
-        "demo",
-        "scripted",
-        "attach",
-        "screen",
+        *{"demo", "scripted", "attach", "screen", "forms", "noticeboard"},
     },
     "mcp": {"client", "core", "protocol", "config", "process", "paths", "files"},
     "bridges": {"client", "core", "protocol", "config", "process", "paths", "files"},

@@ -77,6 +77,10 @@ def explained(error: AgentdError, args: Sequence[str]) -> str:
 
 
 def dispatch(args: list[str]) -> int:
+    if args[:1] == ["complete"]:
+        from agentd.cli.complete import complete
+
+        return complete(args[1:])
     import typer
     from typer.exceptions import TyperException
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from agentd import attach, follow
+from agentd import attach, follow, noticeboard
 from agentd.cli import options, render
 from agentd.client import Client, ConnectionLost
 from agentd.core.errors import EXIT_FAULT, AgentdError
@@ -223,6 +223,7 @@ class Foreground:
         if not self.quiet and not (job["outcome"] == "killed" and self.interrupted_at > 0):
             for sentence in filter(None, (render.outcome_sentence(job), render.swept_sentence(job))):
                 options.say(sentence)
+        noticeboard.note_seen(self.client.state_dir, self.client.owner, self.id, job["attempt"])
         return int(job["wait_code"])
 
 

@@ -1,11 +1,12 @@
 """Dicts in, lines of text out: pure. All text from outside goes through :func:`clean` or :func:`one_line`."""
 
 import re
-import signal
 import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
+
+from agentd import forms
 
 View = dict[str, Any]
 
@@ -257,14 +258,7 @@ def is_merged(job: View) -> bool:
 def exit_word(job: View) -> str:
     if job["exit_code"] is not None:
         return str(job["exit_code"])
-    return signal_word(job["signal"]) if job["signal"] is not None else "-"
-
-
-def signal_word(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return forms.signal_word(job["signal"]) if job["signal"] is not None else "-"
 
 
 def command_text(argv: Sequence[str]) -> str:
@@ -370,8 +364,9 @@ def bash_marks(jobs: Iterable[View]) -> dict[int, str]:
 
 def bash_line(job: View, mark: str, with_pid: bool = False) -> str:
     """``[1]-  Running                 sleep 3 &``"""
-    pid = f" {job['pid']} " if with_pid and job["pid"] else "  "
-    return f"[{job['number']}]{mark or ' '}{pid}{bash_state(job):<24}{command_of(job)}{in_background(job)}"
+    state = forms.state_word(job["state"], job["outcome"], job["exit_code"], job["signal"])
+    command = f"{command_of(job)}{in_background(job)}"
+    return forms.job_line(job["number"], mark, state, command, job["pid"] if with_pid else None)
 
 
 def command_of(job: View) -> str:
@@ -381,17 +376,6 @@ def command_of(job: View) -> str:
 def in_background(job: View) -> str:
     """A shell marks what runs there: what is stopped, or has ended, does not."""
     return "" if job["state"] in ("done", "stopped") else " &"
-
-
-def bash_state(job: View) -> str:
-    if job["state"] != "done":
-        return str(job["state"]).capitalize()
-    if job["signal"] is not None:
-        words = {9: "Killed", 15: "Terminated", 1: "Hangup", 2: "Interrupt", 6: "Aborted", 11: "Segmentation fault"}
-        return words.get(job["signal"], signal_word(job["signal"]))
-    if job["exit_code"] is None or job["outcome"] in ("killed", "timed_out", "limited"):
-        return str(job["outcome"]).replace("_", " ").capitalize()
-    return "Done" if job["exit_code"] == 0 else f"Exit {job['exit_code']}"
 
 
 # --- events -------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "profiles": ("agentd.cli.profiles", "profiles", "List the profiles of the built-in agent."),
     "rm": ("agentd.cli.rm", "rm", "Move ended jobs to the trash."),
     "undo": ("agentd.cli.undo", "undo", "Take jobs out of the trash; alone: list the trash."),
+    "shell": ("agentd.cli.shell", "shell", "Make agentd a part of bash, zsh, fish or tmux."),
     "daemon": ("agentd.cli.daemon", "", "Start, stop, restart or look at the daemon."),
     "doctor": ("agentd.cli.doctor", "doctor", "Say what is weaker or wrong on this system, and what to do."),
     "demo": ("agentd.cli.demo", "demo", "Show all of it on a small repository; leaves nothing."),

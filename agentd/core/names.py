@@ -76,7 +76,7 @@ def find(ref: Ref, jobs: Jobs, owner: str, exact: bool = False) -> Job:
 
 def _find_of_owner(text: str, jobs: list[Job]) -> Job:
     if text in ("%", "%%", "%+", "%-"):
-        ranked = sorted(jobs, key=_recency, reverse=True)
+        ranked = sorted(jobs, key=recency, reverse=True)
         place = 1 if text == "%-" else 0
         if len(ranked) <= place:
             which = "previous" if place else "current"
@@ -101,7 +101,7 @@ def _find_of_owner(text: str, jobs: list[Job]) -> Job:
     raise Refused(f'"{escaped(text)}" could be {names}; say which', "ambiguous_job")
 
 
-def _recency(job: Job) -> tuple[int, float, int]:
+def recency(job: Job) -> tuple[int, float, int]:
     """The current job is the last stopped, else the last started of those that live, else the last that ended."""
     if isinstance(job.state, Stopped):
         return (2, job.state.since, job.id)

@@ -71,7 +71,7 @@ class Engine:
         self.admitting: set[int] = set()
         self.held_back: set[int] = set()
         """Queued jobs that wait for a lock."""
-        self.on_change: Callable[[Job | None, Job], None] = lambda was, now: None
+        self.on_change: list[Callable[[Job | None, Job], None]] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.is_closing = False
         self.store = Store(path, self._deliver)
@@ -121,7 +121,8 @@ class Engine:
         if job is not None:
             was = self.jobs.get(job.id)
             self.jobs.remember(job)
-            self.on_change(was, job)
+            for heard in self.on_change:
+                heard(was, job)
         if entries:
             self.publish(entries)
         if not work.done.cancelled():

@@ -109,7 +109,7 @@ class Locking:
         """Of jobs that ended: pidfds of what was left on purpose, which keeps their claims."""
         self.started = time.time(), process.boottime()
         self.expiry: asyncio.TimerHandle | None = None
-        engine.on_change = self.on_change
+        engine.on_change.append(self.on_change)
 
     def now(self) -> float:
         """As the wall clock was at our start, and no jump of it since."""

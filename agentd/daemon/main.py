@@ -21,6 +21,7 @@ from agentd.core.errors import EXIT_ANOTHER, EXIT_FAULT, AgentdError, NotNow, Re
 from agentd.core.job import Job, Preparing, Queued, Running, Starting, Stopped, Stopping, Trashed
 from agentd.core.machine import Notice, owed
 from agentd.daemon import guarding, rebuild, restarts
+from agentd.daemon.boards import Boards
 from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
 from agentd.daemon.locking import Locking
@@ -108,6 +109,9 @@ class Daemon:
         self.engine = Engine(path, self.settings.limits.running, self.publish, self.performer.perform, self.on_trouble)
         self.feed.engine = self.performer.engine = self.engine
         self.feed.load(self.engine.load(), self.engine.store.seq)
+        self.boards = Boards(self.state_dir, self.engine.jobs)
+        self.engine.on_change.append(self.boards.on_change)
+        await self.boards.catch_up(self.stored_events)
         self.zygotes = {
             kind: Zygotes(self.state_dir, kind, self.on_notice, functools.partial(self.on_new_zygote, kind))
             for kind in agents.ZYGOTES
@@ -154,6 +158,25 @@ class Daemon:
             await self.stopping.wait()
         finally:
             await self.shut_down()
+
+    def publish(self, entries: list[Entry]) -> None:
+        """A terminal's shell first: who waits for a job comes back to its prompt, and is told there."""
+        self.boards.publish(entries)
+        self.feed.publish(entries)
+        for entry in entries:
+            if entry.job in self.engine.jobs:
+                self.watching.consider(self.engine.jobs[entry.job])
+            if entry.type == "job.result":
+                self.methods.overlaps.on_result(entry.job)
+            if entry.type in ("job.merged", "job.removed"):
+                self.methods.overlaps.forget(entry.job)
+
+    async def leave_worktree(self, job: Job) -> None:
+        await self.watching.let_go(job)
+        await self.methods.overlaps.let_go(job)
+
+    async def stored_events(self, since: int, limit: int, owner: str) -> list[Entry]:
+        return await asyncio.wrap_future(self.engine.store.events(since, limit, owner))
 
     def facts(self) -> dict[str, Any]:
         return {"started_at": iso(self.started_at), "socket": self.socket_path}
@@ -253,20 +276,6 @@ class Daemon:
             if agents.zygote_of(job.agent) == kind and isinstance(job.state, Starting | Running | Stopped | Stopping):
                 self.engine.carry_out(job, owed(job))
 
-    def publish(self, entries: list[Entry]) -> None:
-        self.feed.publish(entries)
-        for entry in entries:
-            if entry.job in self.engine.jobs:
-                self.watching.consider(self.engine.jobs[entry.job])
-            if entry.type == "job.result":
-                self.methods.overlaps.on_result(entry.job)
-            if entry.type in ("job.merged", "job.removed"):
-                self.methods.overlaps.forget(entry.job)
-
-    async def leave_worktree(self, job: Job) -> None:
-        await self.watching.let_go(job)
-        await self.methods.overlaps.let_go(job)
-
     def is_seen(self, job: Job) -> bool:
         is_watched = bool(self.watching.pid) and job.id in self.watching.watched
         return is_watched and self.modes.get(job.id) in ("inotify", "polling")
@@ -317,6 +326,7 @@ class Daemon:
         jobdir.remove_quietly(jobdir.nudge_socket(self.state_dir))
         await self.server.close()
         await self.engine.close()
+        self.boards.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.performer.let_go_of_strangers(), LAST_WORDS_S)
         for zygotes in self.zygotes.values():
