@@ -43,7 +43,7 @@ def open_closed_streams() -> None:
 
 def guarded(args: Sequence[str]) -> int:
     try:
-        code = dispatch(list(args) or ["--help"])
+        code = dispatch(list(args)) if args else where_one_stands()
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -61,6 +61,13 @@ def guarded(args: Sequence[str]) -> int:
             return tell(args, f"cannot write the output: {error.strerror}", "disk_full", 75)  # type: ignore[attr-defined]
         what = f"agentd failed: {type(error).__name__}: {error}; AGENTD_DEBUG=1 shows where"
         return tell(args, what, "fault", EXIT_FAULT)
+
+
+def where_one_stands() -> int:
+    from agentd.cli import standing
+
+    standing.show()
+    return 0
 
 
 def explained(error: AgentdError, args: Sequence[str]) -> str:
