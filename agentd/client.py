@@ -308,6 +308,21 @@ class Client:
                 if not follow:
                     return
 
+    def subscribe(self) -> None:
+        """From now on this connection is readable when something happens; it is good for nothing else."""
+        self._send("events.subscribe", {"name": None, "since": None, "mine": "", "follow": True})
+
+    def fileno(self) -> int:
+        return -1 if self.link is None else self.link.fileno()
+
+    def rang(self) -> bool:
+        """Take what has come, unread; False if the daemon has gone."""
+        assert self.link is not None
+        try:
+            return bool(self.link.recv(1 << 20))
+        except OSError:
+            return False
+
     def ack(self, name: str, seq: int) -> dict[str, Any]:
         """``name`` has dealt with everything up to ``seq``."""
         return self.ask("events.ack", name=name, seq=seq)

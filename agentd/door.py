@@ -63,6 +63,7 @@ SHORT: "dict[str, Callable[[Sequence[str]], bool]]" = {
     "run": lambda words: words[:1] in (["-d"], ["--detach"]),  # else it is in the foreground, and has the terminal
     "ps": lambda words: "--watch" not in words,
     "jobs": always,
+    "top": never,
     "logs": unless_it_follows,
     "wait": always,
     "kill": always,

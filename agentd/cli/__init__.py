@@ -45,7 +45,7 @@ def open_closed_streams() -> None:
 
 def guarded(args: Sequence[str]) -> int:
     try:
-        code = dispatch(list(args) or ["--help"])
+        code = dispatch(list(args)) if args else where_one_stands()
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -60,9 +60,17 @@ def guarded(args: Sequence[str]) -> int:
             raise
         if is_disk_full(error):
             silence()  # else Python tries once more at its end, and complains
-            return tell(args, f"cannot write the output: {error.strerror}", "disk_full", 75)  # type: ignore[attr-defined]
+            what = f"cannot write the output: {os.strerror(error.errno)}; free some space, or write elsewhere"  # type: ignore[attr-defined]
+            return tell(args, what, "disk_full", 75)
         what = f"agentd failed: {type(error).__name__}: {error}; AGENTD_DEBUG=1 shows where"
         return tell(args, what, "fault", EXIT_FAULT)
+
+
+def where_one_stands() -> int:
+    from agentd.cli import standing
+
+    standing.show()
+    return 0
 
 
 def explained(error: AgentdError, args: Sequence[str]) -> str:

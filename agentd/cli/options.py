@@ -3,16 +3,18 @@
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from agentd.cli import as_utf8
-from agentd.cli.render import one_line
+from agentd.cli.render import one_line, shown
 from agentd.core.errors import Refused, Usage
 
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No talk on stderr; ids only.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+NoPager = Annotated[bool, typer.Option("--no-pager", help="On a terminal: not through a pager.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colours (also: NO_COLOR).")]
 
 # Of delegate and run.
@@ -202,6 +204,14 @@ def owner_name(given: str | None) -> str | None:
     return given
 
 
+def nearest(word: str, known: Sequence[str], else_: str) -> str:
+    """``did you mean NAME?``, or what to do if nothing is like it."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    return f"did you mean {', '.join(close)}?" if close else else_
+
+
 def here() -> str:
     """The current folder."""
     try:
@@ -226,13 +236,13 @@ def text_or_input(text: str | None, ask: str) -> str:
 
 
 def say(text: str) -> None:
-    """Talk: for people, never data."""
-    print(f"agentd: {text}", file=sys.stderr, flush=True)
+    """Talk: for people, never data. Whatever it quotes, nothing in it drives a terminal."""
+    print(f"agentd: {shown(text)}", file=sys.stderr, flush=True)
 
 
 def tell(text: str, end: str = "\n") -> None:
     """Talk that goes on."""
-    print(text, end=end, file=sys.stderr, flush=True)
+    print(shown(text), end=end, file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
@@ -242,7 +252,12 @@ def print_json(value: Any) -> None:
 
 
 def has_color(no_color: bool) -> bool:
-    return not no_color and not os.environ.get("NO_COLOR") and sys.stdout.isatty()
+    return not no_color and not os.environ.get("NO_COLOR") and is_screen()
+
+
+def is_screen() -> bool:
+    """Is standard output a terminal that can do more than a typewriter? What reads aloud says TERM=dumb."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "")
 
 
 def width() -> int | None:

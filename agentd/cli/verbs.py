@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "run": ("agentd.cli.run", "run", "Run a command in place; -d: in the background."),
     "ps": ("agentd.cli.ps", "ps", "List jobs."),
     "jobs": ("agentd.cli.ps", "jobs", "List your own jobs as a shell does."),
+    "top": ("agentd.cli.top", "top", "Show what jobs use: CPU, memory, output, cost; live."),
     "logs": ("agentd.cli.logs", "logs", "Show a job's output; -f: as it comes."),
     "wait": ("agentd.cli.wait", "wait", "Wait for jobs, and exit as they did."),
     "attach": ("agentd.cli.attach", "attach", "Be at the terminal of a job that was started with -t."),
@@ -70,6 +71,7 @@ GROUPS = {"daemon": DAEMON_VERBS, "locks": LOCKS_VERBS}
 # What the verbs are called elsewhere.
 ELSEWHERE = {
     **dict.fromkeys(("ls", "list", "status", "queue"), "ps"),
+    "stats": "top",
     **dict.fromkeys(("add", "submit", "spawn", "task"), "delegate"),
     **dict.fromkeys(("exec", "start"), "run -d"),
     **dict.fromkeys(("log", "output", "tail", "follow", "cat"), "logs"),
