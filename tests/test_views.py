@@ -327,7 +327,14 @@ def test_no_text_of_a_result_a_diff_or_a_lock_drives_a_terminal(
         **{"name": text, "mode": "exclusive", "holder": holder, "state": "held", "seconds": 3, "queue": [], "token": 1},
         **{"enforced": [], "reason": text, "automatic": False},
     }
-    wait = {"holder": holder, "wants": [{"name": text, "mode": "shared"}], "for": words, "ticket": 3, "since": text}
+    wait = {
+        "seconds": 3,
+        "holder": holder,
+        "wants": [{"name": text, "mode": "shared"}],
+        "for": words,
+        "ticket": 3,
+        "since": text,
+    }
     harmless([*lock_sheet.table({"claims": [claim], "waiting": [wait]}, width)])
     harmless([*lock_sheet.explained({"name": text, "claims": [claim], "waiting": [wait]})])
     harmless([lock_sheet.told({**event("lock.granted"), "data": {"names": words, "why": text}})])
