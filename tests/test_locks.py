@@ -309,11 +309,19 @@ def test_a_path_claim_is_pending_until_the_work_is_merged(scene: Scene, repo: st
     assert names(scene) == ["exclusive path:a.py pending"]
     two = scene.delegate("echo other >>a.py", in_place=False, cwd=repo, claims=[{"name": "b.py"}])
     scene.wait(two)
+    three, four = (scene.delegate("true", cwd=repo, claims=[{"name": "path:a.py"}]) for _ in range(2))
+    waits = {job["id"]: job["waiting"] for job in scene.client.jobs()}
+    assert (
+        waits[three] == f'lock path:a.py, until job {one} "{scene.client.job(one)["job"]["name"]}" is merged or removed'
+    )
+    assert waits[four].startswith("lock path:a.py, ")
     with pytest.raises(Refused) as refused:
         scene.client.ask("jobs.merge", job=two, cwd=repo)
     assert refused.value.code == "contested"
     assert f"job {one}" in refused.value.message
     scene.client.ask("jobs.merge", job=one, cwd=repo)
+    scene.wait(three)
+    scene.wait(four)
     until(lambda: names(scene) == ["exclusive path:b.py pending"])
     scene.client.remove(two)
     until(lambda: names(scene) == [])
