@@ -199,6 +199,15 @@ def test_a_command_passes_on_its_code_and_knows_its_locks(scene: Scene, tmp_path
     until(lambda: names(scene) == [])
 
 
+def test_a_command_under_a_lock_does_not_wait_for_itself(scene: Scene) -> None:
+    inner = " ".join(AGENTD)
+    script = f"{inner} lock res:other -- true || exit 1; {inner} lock res:db -- true"
+    outer = agentd(scene, "lock", "res:db", "--", "/bin/sh", "-c", script, stderr=subprocess.PIPE)
+    told = outer.communicate()[1].decode()
+    assert outer.returncode == 76, told
+    assert told.endswith(", under which this runs, holds res:db: it would wait for itself\n")
+
+
 def test_no_daemon_no_command(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.write_text("no folder")
