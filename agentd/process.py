@@ -267,6 +267,16 @@ def descendants(pid: int | str) -> list[int]:
     return found
 
 
+def ancestors(pid: int) -> Iterator[int]:
+    """``pid``, its parent, and so on, as things are."""
+    while pid:
+        yield pid
+        try:
+            pid = int(_stat_fields(pid)[1])
+        except (OSError, ValueError, IndexError):
+            return
+
+
 def marked(nonce: str, session: int, life_lock: str) -> list[int]:
     """The tree of a job whose parent we no longer are, by a scan of /proc: all that carries
     ``AGENTD_NONCE=nonce`` in its environment, or is in ``session`` with ``life_lock`` open (a session's number

@@ -57,6 +57,13 @@ def test_a_table_that_is_too_wide_for_the_terminal_is_none() -> None:
     assert len(list(lock_sheet.table(wide, None, ME))) == 3
 
 
+def test_who_waits_is_behind_holders_and_earlier_waiters() -> None:
+    wants = [{"name": "path:a.py", "mode": "exclusive"}]
+    waits = {"holder": holder("job", "", "job 9"), "wants": wants, "for": ["job 7", "job 8"], "ticket": 4}
+    (line,) = lock_sheet.table({"claims": [], "waiting": [waits]}, 80, ME)
+    assert line == "waiting: job 9 for path:a.py (exclusive), behind job 7, job 8 (ticket 4)"
+
+
 def test_why_tells_you_of_yourself() -> None:
     waits = {"holder": holder("command", ME, 'the command "vim"'), "ticket": 3, "seconds": 5.0}
     told = list(lock_sheet.explained({"name": "path:src/a.py", "claims": [claim()], "waiting": [waits]}, ME))

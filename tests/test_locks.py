@@ -199,6 +199,15 @@ def test_a_command_passes_on_its_code_and_knows_its_locks(scene: Scene, tmp_path
     until(lambda: names(scene) == [])
 
 
+def test_a_command_under_a_lock_does_not_wait_for_itself(scene: Scene) -> None:
+    inner = " ".join(AGENTD)
+    script = f"{inner} lock res:other -- true || exit 1; {inner} lock res:db -- true"
+    outer = agentd(scene, "lock", "res:db", "--", "/bin/sh", "-c", script, stderr=subprocess.PIPE)
+    told = outer.communicate()[1].decode()
+    assert outer.returncode == 76, told
+    assert told.endswith(", under which this runs, holds res:db: it would wait for itself\n")
+
+
 def test_no_daemon_no_command(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.write_text("no folder")
@@ -309,11 +318,19 @@ def test_a_path_claim_is_pending_until_the_work_is_merged(scene: Scene, repo: st
     assert names(scene) == ["exclusive path:a.py pending"]
     two = scene.delegate("echo other >>a.py", in_place=False, cwd=repo, claims=[{"name": "b.py"}])
     scene.wait(two)
+    three, four = (scene.delegate("true", cwd=repo, claims=[{"name": "path:a.py"}]) for _ in range(2))
+    waits = {job["id"]: job["waiting"] for job in scene.client.jobs()}
+    assert (
+        waits[three] == f'lock path:a.py, until job {one} "{scene.client.job(one)["job"]["name"]}" is merged or removed'
+    )
+    assert waits[four].startswith("lock path:a.py, ")
     with pytest.raises(Refused) as refused:
         scene.client.ask("jobs.merge", job=two, cwd=repo)
     assert refused.value.code == "contested"
     assert f"job {one}" in refused.value.message
     scene.client.ask("jobs.merge", job=one, cwd=repo)
+    scene.wait(three)
+    scene.wait(four)
     until(lambda: names(scene) == ["exclusive path:b.py pending"])
     scene.client.remove(two)
     until(lambda: names(scene) == [])

@@ -6,10 +6,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from agentd import claimfile
+from agentd import claimfile, process
 from agentd.cli import as_utf8, options, render
 from agentd.client import Client, default_owner
-from agentd.core.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, AgentdError, NotNow, Usage
+from agentd.core.errors import EXIT_DEADLOCK, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, AgentdError, NotNow, Usage
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME…]", help="Paths and patterns, res:NAME, file:PATH.")]
 DEFAULT_WAIT = "60s"
@@ -78,6 +78,8 @@ def patience(text: str | None, has_command: bool) -> float | None:
 
 def acquire(client: Client, asked: dict[str, Any], is_silent: bool) -> dict[str, Any]:
     """Who has to wait is told for whom, before the waiting begins."""
+    if os.environ.get("AGENTD_LOCKS"):
+        refuse_own_circle(client, asked)
     if not is_silent and asked["wait"] != 0:
         try:
             return client.lock(**asked | {"wait": 0})
@@ -87,6 +89,18 @@ def acquire(client: Client, asked: dict[str, Any], is_silent: bool) -> dict[str,
             who = error.message.partition("\n")[0].removeprefix("[agentd:locked] ")
             options.say(f"waiting: {render.one_line(who)}")
     return client.lock(**asked)
+
+
+def refuse_own_circle(client: Client, asked: dict[str, Any]) -> None:
+    """A command under a claim would wait for its own end if it asked for what that claim keeps from it."""
+    above = set(process.ancestors(os.getppid()))
+    for want in asked["wants"]:
+        found = client.ask("lock.explain", name=want["name"], cwd=asked["cwd"], owner=client.owner)
+        for claim in found["claims"]:
+            can_share = claim["mode"] == want["mode"] != "exclusive"
+            if claim["holder"]["kind"] == "command" and claim["holder"]["pid"] in above and not can_share:
+                who = f"{claim['holder']['said']}, under which this runs, holds {claim['name']}"
+                raise AgentdError(render.one_line(f"{who}: it would wait for itself"), "deadlock", EXIT_DEADLOCK)
 
 
 def run_locked(argv: list[str], asked: dict[str, Any], owner: str | None, quiet: bool) -> NoReturn:

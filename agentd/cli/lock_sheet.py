@@ -20,9 +20,9 @@ def table(answer: dict[str, Any], width: int | None, me: str = "") -> Iterator[s
             yield from stacked(claim, me)
     for one in answer["waiting"]:
         wants = ", ".join(f"{want['name']} ({want['mode']})" for want in one["wants"])
-        holders = ", ".join(one["for"]) or "its turn"
+        others = f"behind {', '.join(one['for'])}" if one["for"] else "next"
         who = whose(one["holder"], me)
-        yield render.one_line(f"waiting: {who} for {wants}, held by {holders} (ticket {one['ticket']})")
+        yield render.one_line(f"waiting: {who} for {wants}, {others} (ticket {one['ticket']})")
 
 
 def whose(holder: dict[str, Any], me: str) -> str:

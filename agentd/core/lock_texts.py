@@ -74,6 +74,14 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
+def held_back(first: Blocker) -> str:
+    """What a job that has not started waits for. A claim that is pending falls by a person's deed alone."""
+    name, who = name_text(first.name), holder_text(first.holder)
+    if first.state == PENDING:
+        return f"{name}, until {who} is merged or removed"
+    return f"{name}, {'behind' if first.state == 'waiting' else 'held by'} {who}"
+
+
 # --- texts --------------------------------------------------------------------------------------------------------
 
 

@@ -420,7 +420,7 @@ class Locking:
         for request in self.table.waiting():
             if request.holder.id == f"job:{job.id}":
                 first = next(iter(self.table.blockers(request)), None)
-                return "lock" if first is None else f"lock {first.name}, held by {texts.holder_text(first.holder)}"
+                return "lock" if first is None else f"lock {texts.held_back(first)}"
         return "lock"
 
     def on_change(self, was: Job | None, job: Job) -> None:
