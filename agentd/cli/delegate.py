@@ -36,6 +36,7 @@ def delegate(
     claim: options.Claim = None,
     res: options.Res = None,
     restart: options.Restart = None,
+    notify: options.Notify = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
@@ -68,6 +69,7 @@ def delegate(
             in_place=in_place,
             input=input,
             claims=claims,
+            notify=options.notify(notify),
             **asked,
         )
     if base not in (None, "HEAD", "@", (answer["base_ref"] or "").removeprefix("refs/heads/")):

@@ -35,6 +35,7 @@ def run(
     claim: options.Claim = None,
     res: options.Res = None,
     restart: options.Restart = None,
+    notify: options.Notify = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
@@ -50,6 +51,7 @@ def run(
         raise Usage("--json goes with -d only: in the foreground stdout is the command's own", "usage")
     asked = options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max, restart)
     asked["claims"] = options.claims(claim, res)
+    asked["notify"] = options.notify(notify)
     if workdir == "":
         raise Usage("--workdir: an empty name is no folder; leave it out for this one", "bad_cwd")
     with Client(owner=options.owner_name(owner)) as client:

@@ -26,6 +26,7 @@ from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
 from agentd.daemon.locking import Locking
 from agentd.daemon.methods import Methods
+from agentd.daemon.notify import Notifier
 from agentd.daemon.nudges import Nudges
 from agentd.daemon.perform import Performer
 from agentd.daemon.server import Server
@@ -108,6 +109,7 @@ class Daemon:
         self.engine = Engine(path, self.settings.limits.running, self.publish, self.performer.perform, self.on_trouble)
         self.feed.engine = self.performer.engine = self.engine
         self.feed.load(self.engine.load(), self.engine.store.seq)
+        self.notifier = Notifier(self.state_dir, self.engine.jobs)
         self.boards = Boards(self.state_dir, self.engine.jobs)
         self.engine.on_change.append(self.boards.on_change)
         await self.boards.catch_up(self.stored_events)
@@ -144,6 +146,7 @@ class Daemon:
             await self.performer.let_go_of_strangers()
             await self.recover()
             await self.locking.recover()
+            self.notifier.recover()
             self.engine.reschedule()
             self.say_ready()
             self.engine.spawn(methods.merging.recover())
@@ -156,6 +159,7 @@ class Daemon:
         """A terminal's shell first: who waits for a job comes back to its prompt, and is told there."""
         self.boards.publish(entries)
         self.feed.publish(entries)
+        self.notifier.publish(entries)
 
     async def stored_events(self, since: int, limit: int, owner: str) -> list[Entry]:
         return await asyncio.wrap_future(self.engine.store.events(since, limit, owner))
@@ -285,6 +289,7 @@ class Daemon:
         await self.server.close()
         await self.engine.close()
         self.boards.close()
+        self.notifier.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.performer.let_go_of_strangers(), LAST_WORDS_S)
         for zygotes in self.zygotes.values():
