@@ -56,6 +56,12 @@ class Events(Table, frozen=True):
     days: Count = 30
 
 
+class Notify(Table, frozen=True):
+    """A command, for sh, that is run when a job has ended."""
+
+    command: str = ""
+
+
 class Locks(Table, frozen=True):
     """``pools``: how many of a counted resource there are. ``policy``: what a write to what somebody else claims means,
     by pattern: warn, share, wait or pause; the last pattern that fits counts. ``commit_guard``: a job's git asks before
@@ -105,6 +111,7 @@ class Config(Table, frozen=True):
     worktree: Worktrees = Worktrees()
     trash: Trash = Trash()
     events: Events = Events()
+    notify: Notify = Notify()
     locks: Locks = Locks()
     agent: Agent = Agent()
     profiles: dict[str, Profile] = {}

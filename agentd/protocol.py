@@ -80,6 +80,8 @@ class Delegate(Params, frozen=True):
     max_turns: int | None = None
     max_tokens: int | None = None
     max_cost: float | None = None
+    notify: str = ""
+    """A command, for sh, that is run when it has ended."""
     restart: str = "no"
     """``on-failure``: attempts follow, with pauses that grow, as long as they come to something."""
     key: str = ""

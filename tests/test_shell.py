@@ -322,3 +322,76 @@ def test_bad_words_are_told(agentd: Shell) -> None:
     assert agentd("shell").code == 2
     said = agentd("shell", "csh\x1b[2J")
     assert said.code == 2 and 'no integration for "csh\\x1b[2J"; there is bash, zsh, fish or tmux' in said.err
+
+
+# --- a command when a job has ended -------------------------------------------------------------------------
+
+
+def test_a_command_is_run_once_for_each_completion(agentd: Shell, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    how = f'echo "$AGENTD_JOB $AGENTD_OUTCOME $AGENTD_TEXT" >>{told}'
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    agentd.job("sh", "-c", "exit 3", flags=["--name", "one", "--notify", how])
+    agentd("wait", "one")
+    faultlab.until(lambda: told.exists() and told.read_text().endswith("\n"))
+    agentd.job("cat", str(gate), flags=["--name", "two", "--notify", how])
+    agentd.ok("wait", "--for", "running", "two")
+    os.kill(agentd.json("daemon", "status", "--json")["pid"], signal.SIGKILL)
+    gate.write_text("")
+    faultlab.until((agentd.path("2") / "end.json").exists)
+    agentd.ok("wait", "two")
+    faultlab.until(lambda: len(told.read_text().splitlines()) == 2)
+    # As if a daemon had been killed between the commit and the start of the command.
+    agentd.ok("daemon", "stop", "-q")
+    os.unlink(agentd.path("2") / "notified")
+    for _ in range(2):
+        agentd.ok("daemon", "restart", "-q")
+        faultlab.until((agentd.path("2") / "notified").exists)
+    agentd.job("true", flags=["--name", "three", "--notify", how])
+    agentd.ok("wait", "three")
+    faultlab.until(lambda: told.read_text().endswith("3 succeeded three: Done\n"))
+    again = ["2 succeeded two: Done"] * 2
+    assert told.read_text().splitlines() == ["1 failed one: Exit 3", *again, "3 succeeded three: Done"]
+
+
+def test_a_command_that_hangs_holds_up_nobody(agentd: Shell, tmp_path: Path) -> None:
+    gate, told = tmp_path / "gate", tmp_path / "told"
+    os.mkfifo(gate)
+    agentd.job("true", flags=["--notify", f"echo >{gate}"])
+    agentd.job("true", flags=["--notify", f"echo told >{told}"])
+    agentd.ok("wait", "1", "2")
+    faultlab.until(told.exists)
+    agentd.ok("daemon", "stop", "-q")
+    assert gate.read_text() == "\n"
+
+
+def test_the_settings_name_a_command_for_all_jobs(agentd: Shell, home: Path, tmp_path: Path) -> None:
+    config = home / ".config" / "agentd" / "agentd.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(f"[notify]\ncommand = 'echo $AGENTD_NAME >>{tmp_path}/told'\n")
+    inner = f"{sys.executable} -m agentd run -d --name inner true; {sys.executable} -m agentd wait inner"
+    agentd.job("sh", "-c", inner, flags=["--name", "outer"])
+    agentd.ok("wait", "outer")
+    faultlab.until((tmp_path / "told").exists)
+    assert not (agentd.path("2") / "notified").exists()
+    refused = f"{sys.executable} -m agentd run -d --notify 'touch {tmp_path}/pwned' true"
+    agentd.job("sh", "-c", refused, flags=["--name", "third"])
+    assert agentd("wait", "third").code == 1
+    assert "a job may not name a command to be run beside it" in agentd.ok("logs", "third")
+
+
+def test_a_bell_rings_in_the_terminal_that_asked(open_shell: Open) -> None:
+    one = open_shell("bash")
+    one.type("agentd run -d --notify bell true\n")
+    one.until("\x07")
+    one.close()
+
+
+def test_how_to_notify_must_be_something(agentd: Shell) -> None:
+    assert agentd("run", "-d", "--notify", "", "true").code == 2
+    said = agentd("run", "-d", "--notify", "bell", "true")
+    assert (said.code, said.err) == (
+        2,
+        "agentd: --notify bell: standard error is no terminal; name a command instead\n",
+    )

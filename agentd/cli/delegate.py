@@ -37,6 +37,7 @@ def delegate(
     claim: options.Claim = None,
     res: options.HeldRes = None,
     restart: options.Restart = None,
+    notify: options.Notify = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
@@ -72,6 +73,7 @@ def delegate(
             input=input,
             claims=claims,
             tty=options.terminal_size(tty, is_here=False),
+            notify=options.notify(notify),
             **asked,
         )
     if base not in (None, "HEAD", "@", (answer["base_ref"] or "").removeprefix("refs/heads/")):

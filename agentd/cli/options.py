@@ -50,6 +50,10 @@ Restart = Annotated[
     str | None, typer.Option("--restart", metavar="WHEN", help="on-failure: try again, with pauses that grow.")
 ]
 
+Notify = Annotated[
+    str | None, typer.Option("--notify", metavar="HOW", help="When it has ended: bell, desktop, or a command.")
+]
+
 # Of delegate, for the built-in agent.
 Profile = Annotated[str | None, typer.Option("--profile", metavar="NAME", help="How; agentd profiles lists them.")]
 Model = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Another model than the profile's.")]
@@ -103,6 +107,26 @@ def limits(
         "log_max": size("--log-max", log_max),
         "restart": restart or "no",
     }
+
+
+def notify(how: str | None) -> str:
+    """The command that ``--notify`` stands for. What it needs of this terminal or desktop is in it: it is run
+    elsewhere."""
+    import shlex
+
+    match how:
+        case "":
+            raise Usage("--notify: bell, desktop, or a command such as 'notify-send \"$AGENTD_TEXT\"'", "no_command")
+        case "bell":
+            try:
+                return f"printf '\\a' >{shlex.quote(os.ttyname(2))}"
+            except OSError:
+                raise Usage("--notify bell: standard error is no terminal; name a command instead", "usage") from None
+        case "desktop":
+            names = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
+            given = [f"{name}={shlex.quote(os.environ[name])}" for name in names if name in os.environ]
+            return " ".join([*given, 'notify-send agentd "$AGENTD_TEXT"'])
+    return how or ""
 
 
 def claims(paths: list[str] | None, res: list[str] | None) -> list[dict[str, str]]:

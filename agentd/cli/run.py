@@ -29,6 +29,7 @@ def run(
     claim: options.Claim = None,
     res: options.HeldRes = None,
     restart: options.Restart = None,
+    notify: options.Notify = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
@@ -45,6 +46,7 @@ def run(
     asked = options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max, restart)
     asked["claims"] = options.claims(claim, res)
     size = options.terminal_size(tty, is_here=not detach)
+    asked["notify"] = options.notify(notify)
     if workdir == "":
         raise Usage("--workdir: an empty name is no folder; leave it out for this one", "bad_cwd")
     with Client(owner=options.owner_name(owner)) as client:

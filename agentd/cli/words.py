@@ -8,7 +8,13 @@ from agentd.cli import verbs
 KINDS_OF_AGENT = "=builtin,command"
 SIGNALS = "=HUP,INT,QUIT,KILL,TERM,STOP,CONT,USR1,USR2"
 BY_METAVAR = {"COMMIT": "branch", "BRANCH": "branch", "DIR": "folder", "JOB": "job", "KIND": KINDS_OF_AGENT}
-BY_OPTION = {"--profile": "profile", "--signal": SIGNALS, "-s": SIGNALS, "--restart": "=on-failure,no"}
+BY_OPTION = {
+    "--profile": "profile",
+    "--signal": SIGNALS,
+    "-s": SIGNALS,
+    "--restart": "=on-failure,no",
+    "--notify": "=bell,desktop",
+}
 JOBS = {
     **dict.fromkeys(("kill", "wait", "send", "interrupt"), "live"),
     **dict.fromkeys(("rm", "restart", "merge"), "done"),

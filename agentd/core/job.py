@@ -245,6 +245,8 @@ class Job(Fact, frozen=True):
     restart: str = "no"
     tries: int = 0
     """Attempts in a row that came to nothing."""
+    notify: str = ""
+    """A command that is run when an attempt has ended."""
     key: str = ""
     """The asker's own mark of the request: asked again after a lost answer, it is the same job."""
     result: dict[str, object] | None = None

@@ -26,6 +26,7 @@ from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
 from agentd.daemon.locking import Locking
 from agentd.daemon.methods import Methods
+from agentd.daemon.notify import Notifier
 from agentd.daemon.nudges import Nudges
 from agentd.daemon.perform import Performer
 from agentd.daemon.server import Server
@@ -109,6 +110,7 @@ class Daemon:
         self.engine = Engine(path, self.settings.limits.running, self.publish, self.performer.perform, self.on_trouble)
         self.feed.engine = self.performer.engine = self.engine
         self.feed.load(self.engine.load(), self.engine.store.seq)
+        self.notifier = Notifier(self.state_dir, self.engine.jobs)
         self.boards = Boards(self.state_dir, self.engine.jobs)
         self.engine.on_change.append(self.boards.on_change)
         await self.boards.catch_up(self.stored_events)
@@ -151,6 +153,7 @@ class Daemon:
             await self.recover()
             await self.locking.recover()
             methods.pausing.recover()
+            self.notifier.recover()
             self.engine.reschedule()
             self.say_ready()
             self.engine.spawn(methods.merging.recover())
@@ -163,6 +166,7 @@ class Daemon:
         """A terminal's shell first: who waits for a job comes back to its prompt, and is told there."""
         self.boards.publish(entries)
         self.feed.publish(entries)
+        self.notifier.publish(entries)
         for entry in entries:
             if entry.job in self.engine.jobs:
                 self.watching.consider(self.engine.jobs[entry.job])
@@ -327,6 +331,7 @@ class Daemon:
         await self.server.close()
         await self.engine.close()
         self.boards.close()
+        self.notifier.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.performer.let_go_of_strangers(), LAST_WORDS_S)
         for zygotes in self.zygotes.values():

@@ -203,6 +203,8 @@ class Methods(LockMethods):
             raise Usage(
                 f'there is no restart policy "{names.escaped(ask.restart)}"; there is: no, on-failure', "bad_restart"
             )
+        if ask.notify and connection.job is not None:
+            raise Refused("a job may not name a command to be run beside it; leave notify out", "not_for_jobs")
         depth = schedule.depth_below(parent)
         jobs = self.engine.jobs
         schedule.refuse_when_full(len(jobs.queued) + len(jobs.waiting), self.settings.limits.queued)
@@ -304,6 +306,7 @@ class Methods(LockMethods):
             has_terminal=ask.tty is not None,
             key=ask.key,
             restart=ask.restart,
+            notify=ask.notify or (self.settings.notify.command if connection.job is None else ""),
             claims=claims,
             progress=None if profile is None else Progress(),
         )
