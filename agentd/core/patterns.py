@@ -47,6 +47,11 @@ def literal(path: str, root: str = "", fold: bool = False) -> str:
     return _folded("/".join(_segments(path, root)), fold)
 
 
+def key(path: str, fold: bool = False) -> str:
+    """Of a path as git lists it."""
+    return _folded(unicodedata.normalize("NFC", path), fold)
+
+
 def _segments(text: str, root: str) -> list[str]:
     shown = escaped(text)
     if not text.strip():
@@ -60,7 +65,7 @@ def _segments(text: str, root: str) -> list[str]:
     if ".." in segments:
         raise Usage(f'"{shown}" may lead outside the repository; name it from the root, without ..', "outside_repo")
     if not segments:
-        raise Usage(f'"{shown}" is the whole repository; name a path in it, or ** for all files', "is_root")
+        raise Usage(f"\"{shown}\" is the whole repository; name a path in it, or --broad '**' for all files", "is_root")
     return segments
 
 
@@ -119,7 +124,7 @@ def matches(pattern: str, path: str) -> bool:
 
 def covered(pattern: str, paths: Iterable[str], fold: bool = False) -> int:
     """How many of the paths, as git lists them, it matches."""
-    return sum(matches(pattern, _folded(unicodedata.normalize("NFC", path), fold)) for path in paths)
+    return sum(matches(pattern, key(path, fold)) for path in paths)
 
 
 def refuse_broad(pattern: str, count: int, total: int) -> None:

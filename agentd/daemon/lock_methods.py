@@ -14,6 +14,7 @@ from agentd.core.claims import APPEND, EXCLUSIVE, MODES, SHARED, Broken, Claim, 
 from agentd.core.errors import Refused, Usage
 from agentd.core.job import Job, Worktree
 from agentd.core.ladder import ladder
+from agentd.core.names import escaped
 from agentd.daemon import lock_names
 from agentd.daemon.engine import Engine
 from agentd.daemon.lock_names import Where
@@ -59,7 +60,7 @@ class LockMethods:
             wants = [want for want in wants if want.name not in mine]
             if not wants:
                 return {"state": "granted", "token": 0, "claims": [], "granted": [], "is_new": False, "beside": []}
-        granted = await self.locking.acquire(holder, wants, ask.wait, ask.reason[:500], ask.ticket)
+        granted = await self.locking.acquire(holder, wants, ask.wait, ask.reason[:500], ask.ticket, ask.broad)
         return {
             "state": "granted",
             "token": max(claim.token for claim in granted.claims),
@@ -104,7 +105,7 @@ class LockMethods:
         return self.locking.holder_of(job) if job is not None else Holder("session", owner or "?")
 
     async def refuse_broad(self, wants: list[Want], place: repository.Place | None) -> None:
-        wide = [want.name for want in wants if want.name.kind == "path" and "**" in want.name.text.split("/")]
+        wide = [want.name for want in wants if want.name.kind == "path" and not patterns.is_literal(want.name.text)]
         if place is None or not wide:
             return
         files = await self.performer.in_prompt_thread(tracked.files, place)
@@ -269,15 +270,22 @@ class LockMethods:
         if not ask.reason.strip():
             raise Usage("why? Give a reason, which the holder is told: --reason TEXT", "no_reason")
         names = lock_names.names(ask.name, await self.where(ask.cwd))
-        held = [claim for name in names for claim in self.locking.table.who(name)]
-        if not held:
-            raise Refused(f"{names[0]} is not held by anybody; agentd locks lists what is", "not_held")
         facts = self.locking.table.break_(names, self.locking.now(), ask.owner or "the user", ask.reason[:500])
+        lost = [fact for fact in facts if isinstance(fact, Broken)]
+        if not lost:
+            self.refuse_unheld(names)
         await self.locking.save(facts)
-        for fact in facts:
-            if isinstance(fact, Broken):
-                await self.tell_holder(fact, ask.kill)
-        return {"broken": [claim_view(claim) | {"holder": texts.holder_text(claim.holder)} for claim in held]}
+        for fact in lost:
+            await self.tell_holder(fact, ask.kill)
+        return {"broken": [claim_view(one.claim) | {"holder": texts.holder_text(one.claim.holder)} for one in lost]}
+
+    def refuse_unheld(self, names: list[Name]) -> None:
+        meeting = [claim for name in names for claim in self.locking.table.who(name)]
+        if not meeting:
+            raise Refused(f"{escaped(str(names[0]))} is not held by anybody; agentd locks lists what is", "not_held")
+        whose = f"{texts.name_text(meeting[0].name)} of {texts.holder_text(meeting[0].holder)}"
+        then = f"agentd locks break {texts.name_word(meeting[0].name)} --reason TEXT"
+        raise Refused(f"{escaped(str(names[0]))} is not held by that name, but meets {whose}: {then}", "not_held")
 
     async def tell_holder(self, lost: Broken, is_ended: bool) -> None:
         holder = lost.claim.holder
