@@ -135,7 +135,9 @@ class Locking:
                 raise AgentdError(texts.deadlock(answer), "deadlock", EXIT_DEADLOCK)
             case Busy() | Queued():
                 said = texts.locked(answer, self.now(), day_time, is_person(holder), is_broad)
-                raise NotNow(said, "busy" if isinstance(answer, Busy) else "timeout")
+                if isinstance(answer, Busy):
+                    raise NotNow(said, "busy")
+                raise NotNow(said, "timeout")
 
     def asked_with(self, ticket: int) -> Sequence[Want]:
         """What a ticket is for, also when its turn has come meanwhile."""
