@@ -51,18 +51,26 @@ def path_of(state_dir: str, key: str) -> str:
 def make(state_dir: str, record: Record, is_inherited: bool = True) -> tuple[str, int]:
     """A new file for this process and what it becomes: its key, and the descriptor that keeps it locked, which is
     inherited. OSError if it cannot be written."""
-    os.makedirs(folder(state_dir), 0o700, exist_ok=True)
+    make_folder(state_dir)
     key = os.urandom(16).hex()
-    fd = os.open(path_of(state_dir, key), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    aside = f"{folder(state_dir)}/.{key}"
+    fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         process.take_byte(fd, 0)
         _fill(fd, {"format": 1, "who": process.identity(os.getpid()), **record})
+        os.rename(aside, path_of(state_dir, key))  # whoever sees it sees it locked
     except BaseException:
         os.close(fd)
-        jobdir.remove_quietly(path_of(state_dir, key))
+        jobdir.remove_quietly(aside)
         raise
     os.set_inheritable(fd, is_inherited)
     return key, fd
+
+
+def make_folder(state_dir: str) -> None:
+    """A lock may be the first thing that anybody asks of agentd."""
+    for path in (state_dir, folder(state_dir)):  # makedirs makes but the last of them private
+        os.makedirs(path, 0o700, exist_ok=True)
 
 
 def rewrite(fd: int, record: Record) -> None:
@@ -72,7 +80,9 @@ def rewrite(fd: int, record: Record) -> None:
 
 def _fill(fd: int, record: Record) -> None:
     data = json.dumps(record).encode() + b"\n"
-    os.pwrite(fd, data.ljust(os.fstat(fd).st_size, b"\n"), 0)  # never shorter than it was: always whole
+    data = data.ljust(os.fstat(fd).st_size, b"\n")  # never shorter than it was: always whole
+    if os.pwrite(fd, data, 0) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def look(state_dir: str, key: str) -> Claim:
@@ -138,11 +148,15 @@ def wait_until_free(state_dir: str, key: str) -> None:
 
 def write(state_dir: str, key: str, record: Record) -> None:
     """Of a person: nobody keeps it locked. It is not synced: no session outlives the machine's."""
-    os.makedirs(folder(state_dir), 0o700, exist_ok=True)
+    make_folder(state_dir)
     aside = f"{folder(state_dir)}/.{key}"
-    with open(aside, "w", opener=lambda path, flags: os.open(path, flags | os.O_CLOEXEC, 0o600)) as file:
-        json.dump({"format": 1, **record}, file)
-    os.rename(aside, path_of(state_dir, key))
+    try:
+        with open(aside, "w", opener=lambda path, flags: os.open(path, flags | os.O_CLOEXEC, 0o600)) as file:
+            json.dump({"format": 1, **record}, file)
+        os.rename(aside, path_of(state_dir, key))
+    except OSError:
+        jobdir.remove_quietly(aside)
+        raise
 
 
 def remove(state_dir: str, key: str) -> None:

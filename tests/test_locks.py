@@ -5,6 +5,8 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -374,6 +376,8 @@ def test_in_place_jobs_and_people_exclude_each_other(scene: Scene, tmp_path: Pat
 def test_a_break_is_told_and_kept(scene: Scene, repo: str) -> None:
     one = scene.running("ready; sleep 1000", in_place=False, cwd=repo, claims=[{"name": "src/c*"}])
     before = scene.client.locks()["claims"][0]["token"]
+    with pytest.raises(Refused, match=r"meets path:src/c\*"):
+        scene.client.ask("lock.break", name="src/c.py", cwd=repo, reason="too little")
     with pytest.raises(Usage, match="reason"):
         scene.client.ask("lock.break", name="src/c*", cwd=repo, reason=" ")
     scene.client.ask("lock.break", name="src/c*", cwd=repo, reason="urgent hotfix", owner="boss")
@@ -435,23 +439,31 @@ def test_a_counter_is_exact_whoever_is_killed(scene: Scene, tmp_path: Path) -> N
 
     for _ in range(workers):
         start()
+    killed: Counter[str] = Counter()
+    since = time.monotonic()
     for number in range(kills):
         goal = lockslab.acknowledged(folder) + chance.randrange(1, 5)
         until(lambda g=goal: lockslab.acknowledged(folder) >= g, timeout=120, what=lambda: "nobody gets on")
-        if number % 3 == 0:
+        if number % 4 == 0:
             os.kill(scene.daemon(), signal.SIGKILL)
-        elif number % 3 == 1:
-            victim = chance.choice(people)
+            killed["daemon"] += 1
+            continue
+        holders = {claim["holder"]["pid"] for claim in scene.client.locks()["claims"]}
+        holding = [one for one in people if one.pid in holders and number % 4 == 3]
+        live = [job for job in scene.client.jobs() if job["id"] in jobs and job["pid"]]
+        if number % 4 == 2 and live:
+            faultlab.signal_marked([f"AGENTD_JOB={chance.choice(live)['id']}"], signal.SIGKILL)
+        else:
+            victim = chance.choice(holding or people)
             victim.kill()
             victim.wait()
-        else:
-            live = [job for job in scene.client.jobs() if job["id"] in jobs and job["pid"]]
-            if live:
-                faultlab.signal_marked([f"AGENTD_JOB={chance.choice(live)['id']}"], signal.SIGKILL)
+        killed["job" if number % 4 == 2 else "holder" if holding else "person, mostly a waiter"] += 1
         start()
     for one in people:
         assert one.wait(600) in (0, -signal.SIGKILL)
     scene.client.wait(jobs, timeout=600)
+    took = time.monotonic() - since
+    print(f"{lockslab.acknowledged(folder)} increments by {born} processes in {took:.0f} s; killed: {dict(killed)}")
     assert lockslab.violations(folder) == []
     assert lockslab.acknowledged(folder) > workers * each / 2
     until(lambda: names(scene) == [] and not scene.client.locks()["waiting"])

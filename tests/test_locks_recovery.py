@@ -13,6 +13,7 @@ from pathlib import Path
 import faultlab
 import gitrepo
 import pytest
+from breaking import fill, needs_root, small_disk
 from faultlab import Scene, until
 from gitrepo import make_repo
 from test_locks import PEOPLE, agentd, held_by, locked_command, names, person, ran
@@ -202,6 +203,39 @@ def test_a_lost_store_loses_no_lock_of_what_lives(scene: Scene, tmp_path: Path) 
     scene.client.kill([running], signal="KILL")
     command.kill()
     until(lambda: names(scene) == ["exclusive path:a.py pending", "exclusive res:more active"])
+
+
+@needs_root
+def test_a_full_disk_refuses_locks_and_lets_go_of_them(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "size=8m") as disk, Scene(tmp_path / "scene", state=disk / "state") as scene:
+        one, two = person(scene, "one"), person(scene, "two")
+        one.lock(["res:a"])
+        command = locked_command(scene, "res:b", "exec sleep 1000", str(tmp_path))
+        ballast = fill(disk)
+        for somebody in (one, two):
+            with pytest.raises(NotNow):
+                somebody.lock(["res:c"], wait=0)
+        late = agentd(scene, "lock", "res:d", "--", "touch", str(tmp_path / "ran"), cwd=tmp_path)
+        assert ran(late) == 75
+        assert not (tmp_path / "ran").exists()
+        command.kill()
+        until(lambda: names(scene) == ["exclusive res:a active"])
+        ballast.unlink()
+        one.unlock(all=True)
+        assert two.lock(["res:a", "res:b", "res:c", "res:d"])["is_new"]
+        kill_daemon(scene)
+        assert len(held_by(scene, "two")) == 4
+        while PEOPLE:
+            PEOPLE.pop().close()
+
+
+def test_a_claim_that_cannot_be_written_is_refused(scene: Scene, tmp_path: Path) -> None:
+    Path(claimfile.folder(scene.state)).write_text("no folder")
+    with pytest.raises(NotNow, match="cannot write a claim"):
+        person(scene, "me").lock(["res:a"])
+    assert ran(agentd(scene, "lock", "res:a", "--", "touch", str(tmp_path / "ran"), cwd=tmp_path)) == 75
+    assert not (tmp_path / "ran").exists()
+    assert names(scene) == []
 
 
 # --- merges and helpers -----------------------------------------------------------------------------------------

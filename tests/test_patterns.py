@@ -46,7 +46,7 @@ def test_one_spelling(typed: str, pattern: str) -> None:
 NO_GLOB = "of patterns there are only *, ? and **; write ? for a character such as [ or !"
 ALONE = "** stands alone between two /, as in src/**/*.py"
 EMPTY = "the name of a lock is empty; name a path, such as src/a.py, or a resource, res:NAME"
-WHOLE = "is the whole repository; name a path in it, or ** for all files"
+WHOLE = "is the whole repository; name a path in it, or --broad '**' for all files"
 ABOVE = "may lead outside the repository; name it from the root, without .."
 
 

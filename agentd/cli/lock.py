@@ -116,14 +116,16 @@ def run_locked(argv: list[str], asked: dict[str, Any], owner: str | None, quiet:
         try:
             key, fd = claimfile.make(client.state_dir, record)
         except OSError as error:
-            what = f"cannot write a claim in {client.state_dir}: {error.strerror}; the command is not run"
-            raise NotNow(what, "unavailable") from None
+            raise unwritten(client.state_dir, error) from None
         try:
             answer = acquire(client, asked | {"claim": key}, is_silent=quiet)
             claimfile.rewrite(fd, record | {"token": answer["token"], "granted": answer["granted"]})
         except AgentdError as error:
             claimfile.remove(client.state_dir, key)
             raise not_run(error) from None
+        except OSError as error:
+            claimfile.remove(client.state_dir, key)
+            raise unwritten(client.state_dir, error) from None
         except BaseException:
             claimfile.remove(client.state_dir, key)
             raise
@@ -139,6 +141,11 @@ def run_locked(argv: list[str], asked: dict[str, Any], owner: str | None, quiet:
         code = EXIT_NOT_FOUND if is_missing else EXIT_NOT_EXECUTABLE
         what = f"cannot run {render.one_line(argv[0], 80)}: {error.strerror}"
         raise AgentdError(what, "not_found" if is_missing else "not_executable", code) from None
+
+
+def unwritten(state_dir: str, error: OSError) -> NotNow:
+    what = f"cannot write a claim in {state_dir}/claims: {error.strerror}; the command is not run"
+    return NotNow(what, "unavailable")
 
 
 def not_run(error: AgentdError) -> AgentdError:

@@ -283,7 +283,8 @@ def sentence(error: TyperException, args: Sequence[str]) -> str:
     elif said.startswith("Missing command"):
         wrong = f"{path.rpartition(' ')[2]} what? There is {', '.join(DAEMON_VERBS)}"
     elif said.startswith("Missing argument"):
-        wrong = f"{path.rpartition(' ')[2]} what? Name a job; agentd ps --all lists them"
+        what = "a lock; agentd locks" if " locks " in path else "a job; agentd ps --all"
+        wrong = f"{path.rpartition(' ')[2]} what? Name {what} lists them"
     elif extra := re.match(r"Got unexpected extra argument(?:s|\(s\))? \((.*)\)", said):
         wrong = f'what is "{one_line(extra[1], 80)}"? {path} takes fewer words'
     else:

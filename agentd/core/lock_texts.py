@@ -85,10 +85,12 @@ def held_back(first: Blocker) -> str:
 # --- texts --------------------------------------------------------------------------------------------------------
 
 
-def locked(answer: Queued | Busy, at: float, clock: Clock, is_person: bool = False) -> str:
-    """It cannot be had now: who has it, and what to do. ``is_person``: the asker may break a claim."""
+def locked(answer: Queued | Busy, at: float, clock: Clock, is_person: bool = False, is_broad: bool = False) -> str:
+    """It cannot be had now: who has it, and what to do. ``is_person``: the asker may break a claim. ``is_broad``: of
+    so many files that it must be said."""
     first = answer.blockers[0]
-    again = f"agentd lock {_words(answer.request.wants if isinstance(answer, Queued) else answer.wants)} --wait"
+    words = _words(answer.request.wants if isinstance(answer, Queued) else answer.wants)
+    again = f"agentd lock {words}{' --broad' if is_broad else ''} --wait"
     lines = [
         f"[agentd:locked] {_who_has_it(first, at, clock)}; {_how_many(answer)}.",
         _no_way_round(first.want.name),
@@ -100,8 +102,11 @@ def locked(answer: Queued | Busy, at: float, clock: Clock, is_person: bool = Fal
         job = escaped(first.holder.key, 20)
         lines[2:2] = [f"Job {job} has ended and its work is neither merged nor removed: you wait for a person."]
         lines += [f"            agentd merge {job}    (frees it, as does: agentd rm {job})"]
-    if is_person and first.state != "waiting":
-        lines += [f"            agentd locks break {name_word(first.name)} --reason TEXT    (its holder is told)"]
+    if is_person:
+        held = dict.fromkeys(blocker.name for blocker in answer.blockers if blocker.state != "waiting")
+        lines += [
+            f"            agentd locks break {name_word(name)} --reason TEXT    (its holder is told)" for name in held
+        ]
     return "\n".join(lines)
 
 

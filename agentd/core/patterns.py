@@ -52,6 +52,11 @@ def typed(path: str) -> str:
     return re.sub(r"[\[\]{}]|\\(?=[*?])|^!", "?", path)
 
 
+def key(path: str, fold: bool = False) -> str:
+    """Of a path as git lists it."""
+    return _folded(unicodedata.normalize("NFC", path), fold)
+
+
 def _segments(text: str, root: str) -> list[str]:
     shown = escaped(text)
     if not text.strip():
@@ -65,7 +70,7 @@ def _segments(text: str, root: str) -> list[str]:
     if ".." in segments:
         raise Usage(f'"{shown}" may lead outside the repository; name it from the root, without ..', "outside_repo")
     if not segments:
-        raise Usage(f'"{shown}" is the whole repository; name a path in it, or ** for all files', "is_root")
+        raise Usage(f"\"{shown}\" is the whole repository; name a path in it, or --broad '**' for all files", "is_root")
     return segments
 
 
@@ -124,7 +129,7 @@ def matches(pattern: str, path: str) -> bool:
 
 def covered(pattern: str, paths: Iterable[str], fold: bool = False) -> int:
     """How many of the paths, as git lists them, it matches."""
-    return sum(matches(pattern, _folded(unicodedata.normalize("NFC", path), fold)) for path in paths)
+    return sum(matches(pattern, key(path, fold)) for path in paths)
 
 
 def refuse_broad(pattern: str, count: int, total: int) -> None:

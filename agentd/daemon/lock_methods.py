@@ -62,7 +62,7 @@ class LockMethods:
             wants = [want for want in wants if want.name not in mine]
             if not wants:
                 return {"state": "granted", "token": 0, "claims": [], "granted": [], "is_new": False, "beside": []}
-        granted = await self.locking.acquire(holder, wants, ask.wait, ask.reason[:500], ask.ticket)
+        granted = await self.locking.acquire(holder, wants, ask.wait, ask.reason[:500], ask.ticket, ask.broad)
         return {
             "state": "granted",
             "token": max(claim.token for claim in granted.claims),
@@ -145,7 +145,7 @@ class LockMethods:
         return self.locking.holder_of(job) if job is not None else Holder("session", owner or "?")
 
     async def refuse_broad(self, wants: list[Want], place: repository.Place | None) -> None:
-        wide = [want.name for want in wants if want.name.kind == "path" and "**" in want.name.text.split("/")]
+        wide = [want.name for want in wants if want.name.kind == "path" and not patterns.is_literal(want.name.text)]
         if place is None or not wide:
             return
         files = await self.performer.in_prompt_thread(tracked.files, place)

@@ -1,7 +1,10 @@
 """What a word means as the name of a lock for somebody who types it in a folder."""
 
 import os
+import re
 from typing import NamedTuple
+
+import msgspec
 
 from agentd.core import locknames, patterns
 from agentd.core.claims import Name
@@ -9,6 +12,7 @@ from agentd.core.errors import Usage
 from agentd.core.names import escaped
 from agentd.git.repository import Place
 
+SIGNS = re.compile(r"[*?\[\]{}!\\]")
 PREFIXES = ("path:", "res:", "file:", "integrate:")
 
 
@@ -51,10 +55,12 @@ def as_spelt(text: str, where: Where) -> list[Name]:
     if text.startswith(PREFIXES):
         if place is None:
             raise Usage(f"{escaped(text)}: {escaped(where.cwd)} is in no git repository", "outside_repo")
+        if text.startswith("path:"):
+            return [_path(text.removeprefix("path:"), "", place)]
         return [locknames.name_of(text, place.common, place.top, place.folds_case)]
     if place is None:
         return [_file(text, where.cwd)]
-    path = locknames.name_of(f"path:{_from_top(text, place)}", place.common, place.top, place.folds_case)
+    path = _path(text, place.prefix, place)
     if where.is_isolated or not patterns.is_literal(path.text):
         return [path]
     return [path, _file(text, where.cwd)]
@@ -70,15 +76,23 @@ def written(path: str, where: Where) -> list[Name]:
     return [name] if where.is_isolated else [name, _file(path, where.cwd)]
 
 
-def _from_top(text: str, place: Place) -> str:
+def _path(text: str, prefix: str, place: Place) -> Name:
+    """``prefix``: the folder from which it is meant. What is there, or has no sign of a pattern, is meant as it is
+    spelt, and by the one way to it that leads through no symlink."""
     if not text.strip() or "\0" in text:
-        return text
-    if text.startswith("/"):
-        return text if patterns.WILD.search(text) else os.path.realpath(text) + ("/" if text.endswith("/") else "")
-    joined = os.path.normpath(os.path.join(place.prefix, text))
-    if joined == ".." or joined.startswith("../"):
-        return text  # which is refused as it was typed
-    return joined + ("/" if text.endswith("/") and joined != "." else "")
+        return locknames.name_of(f"path:{text}")
+    spelt = os.path.normpath(os.path.join(place.top, prefix, text))
+    if not os.path.lexists(spelt) and SIGNS.search(text):
+        if not text.startswith("/"):
+            joined = os.path.relpath(spelt, place.top)
+            text = joined + ("/" if text.endswith("/") else "") if not joined.startswith("../") else text
+        return locknames.name_of(f"path:{text}", place.common, place.top, place.folds_case)
+    real = os.path.realpath(spelt)
+    is_inside = real.startswith(place.top + "/") or real == place.top
+    path = real if is_inside else spelt if spelt.startswith(place.top + "/") else text
+    name = locknames.path_name(path, place.common, place.top, place.folds_case)
+    is_all_below = text.endswith(("/", "/.")) or text == "."
+    return msgspec.structs.replace(name, text=f"{name.text}/**") if is_all_below else name
 
 
 def _file(text: str, cwd: str) -> Name:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from agentd import claimfile, config, jobdir, paths, process
 from agentd.core import events as on
 from agentd.core import lock_texts as texts
+from agentd.core import patterns
 from agentd.core.claims import (
     APPEND,
     EXCLUSIVE,
@@ -119,10 +120,16 @@ class Locking:
     # --- asking ---------------------------------------------------------------------------------------------
 
     async def acquire(
-        self, holder: Holder, wants: Sequence[Want], wait: float | None, reason: str, ticket: int | None = None
+        self,
+        holder: Holder,
+        wants: Sequence[Want],
+        wait: float | None,
+        reason: str,
+        ticket: int | None = None,
+        is_broad: bool = False,
     ) -> Granted:
         """Hold all of it when this returns; NotNow if it could not be had in ``wait`` seconds (None: no limit), with
-        the ticket that keeps the place; exit 76 if it never could."""
+        the ticket that keeps the place; exit 76 if it never could. ``is_broad``: said by the asker, who is told so."""
         if ticket is not None and not wants:
             wants = self.asked_with(ticket)
         had = {claim.name for claim in self.table.claims(holder)}
@@ -140,10 +147,11 @@ class Locking:
                 return answer
             case Deadlock():
                 raise AgentdError(texts.deadlock(answer), "deadlock", EXIT_DEADLOCK)
-            case Busy():
-                raise NotNow(texts.locked(answer, self.now(), day_time, is_person(holder)), "busy")
-            case Queued():
-                raise NotNow(texts.locked(answer, self.now(), day_time, is_person(holder)), "timeout")
+            case Busy() | Queued():
+                said = texts.locked(answer, self.now(), day_time, is_person(holder), is_broad)
+                if isinstance(answer, Busy):
+                    raise NotNow(said, "busy")
+                raise NotNow(said, "timeout")
 
     def asked_with(self, ticket: int) -> Sequence[Want]:
         """What a ticket is for, also when its turn has come meanwhile."""
@@ -486,9 +494,10 @@ class Locking:
         finally:
             await self.save(self.table.release(holder, [name], self.now()))
 
-    def refuse_contested(self, job: Job, common: str, changed: Iterable[str]) -> None:
+    def refuse_contested(self, job: Job, common: str, changed: Iterable[str], folds_case: bool) -> None:
         """The final word: what another job, or somebody, has claimed for themselves since."""
-        found = self.table.blocking(self.holder_of(job), changed, common)
+        paths = [patterns.key(path, folds_case) for path in changed]
+        found = self.table.blocking(self.holder_of(job), paths, common)
         if found:
             raise Refused(texts.refused_merge(str(job.id), found), "contested")
 
@@ -510,7 +519,12 @@ class Locking:
         holder = Holder("session", owner, owner, None, pid)
         if leader is None or self.leaders.get(owner) != leader:
             key = self.keys.get(holder.id) or os.urandom(16).hex()
-            claimfile.write(self.state_dir, key, {"owner": owner, "who": leader, "until": time.time() + SESSION_S})
+            record: claimfile.Record = {"owner": owner, "who": leader, "until": time.time() + SESSION_S}
+            try:
+                claimfile.write(self.state_dir, key, record)
+            except OSError as error:
+                what = f"cannot write a claim in {self.state_dir}/claims: {error.strerror}; mend that, and try again"
+                raise NotNow(what, "unavailable") from None
             self.owners[holder.id] = owner
             self.unwatch(holder)
             if not self.watch(holder, key, leader):

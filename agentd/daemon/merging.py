@@ -19,7 +19,7 @@ from agentd.daemon.engine import Engine, Locks
 from agentd.daemon.locking import Locking
 from agentd.daemon.perform import job_dir, plan_of, refuse_changed_commands, words_of
 from agentd.daemon.views import job_view, merged_view
-from agentd.git import look, merge
+from agentd.git import look, merge, repository
 from agentd.git.run import GitFailed, Repo, sentence, umask
 from agentd.git.snapshot import Words
 
@@ -54,7 +54,7 @@ class Merging:
                 job = self.engine.jobs[id]
                 refuse_unmergeable(job, ask.force)
                 work, changed = await self.in_thread(self._work, job)
-                self.locking.refuse_contested(job, repo.common, changed)
+                self.locking.refuse_contested(job, repo.common, changed, repository.folds_case(repo.common))
                 merged, is_new = None, False
                 if work is not None:
                     merged, is_new = await self.in_thread(self._land, job, work, repo, ref, ask.umask)

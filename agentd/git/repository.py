@@ -96,6 +96,10 @@ def _is_git_dir(path: str) -> bool:
     return all(os.path.lexists(os.path.join(path, part)) for part in parts)
 
 
+def folds_case(common: str) -> bool:
+    return _core(common).folds_case
+
+
 class Core(NamedTuple):
     """Of a repository's configuration."""
 
