@@ -1,4 +1,4 @@
-"""What an attempt has spent, by its own transcript, and what it may spend.
+"""What an attempt has spent, by its own transcript, and what it may spend; and how long it has been silent.
 
 The keeper counts before each request of the runner; so a limit holds with the daemon dead, and is overshot by one
 request at most. Tokens are those that the model read for the first time or wrote: what it read from its cache costs a
@@ -9,12 +9,17 @@ is unknown, and so is a limit on it.
 
 import contextlib
 import json
+import os
+import time
 from typing import Any
 
 from agentd import files
 
 Record = dict[str, Any]
 NEARLY = 0.8
+LAST_RECORD = 8192
+"""Bytes; a record that says that the agent rests is shorter."""
+UNSEEN = "spending: its transcript lacks turns"
 WORDS = {
     "turns": "{:,.0f} of {:,.0f} turns",
     "tokens": "{:,.0f} of {:,.0f} tokens",
@@ -59,9 +64,13 @@ class Spending:
         self.spent["tokens"] += tokens
         self.spent["cost"] += cost
 
-    def exceeded(self) -> str | None:
-        """The limit that is reached: "turns", "tokens" or "cost"."""
-        return next((name for name, most in self.limits.items() if self.spent[name] >= most), None)
+    def exceeded(self, turn: int = 0) -> str | None:
+        """The limit that is reached: "turns", "tokens" or "cost". ``turn``: which one the runner would begin; if it has
+        had more than the transcript shows, somebody has cut or removed that, and nothing more is spent unseen."""
+        reached = next((name for name, most in self.limits.items() if self.spent[name] >= most), None)
+        if reached is None and self.limits and self.spent["turns"] < turn - 1:
+            return UNSEEN
+        return reached
 
     def warning(self) -> str | None:
         """What the model is told, once for each limit, when four fifths are gone."""
@@ -73,6 +82,21 @@ class Spending:
             return None
         gone = ", ".join(WORDS[name].format(self.spent[name], self.limits[name]) for name in near)
         return f"{gone} are used up. At the limit you are stopped: finish what you do, and report."
+
+
+def silent_for(path: str) -> float:
+    """Seconds since the transcript at ``path`` has grown; 0 while its agent rests: it has asked and waits for an
+    answer, or its model server is overloaded. Infinite if there is none."""
+    try:
+        file = files.open_file(path)
+    except OSError:
+        return float("inf")
+    with file:
+        seen = os.fstat(file.fileno())
+        file.seek(max(0, seen.st_size - LAST_RECORD))
+        last = file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
+    is_resting = last.startswith((b'{"type":"waiting"', b'{"type":"parked"'))
+    return 0.0 if is_resting else max(0.0, time.time() - seen.st_mtime)
 
 
 def tokens_of(usage: Record) -> int:

@@ -8,15 +8,36 @@ The folder is the lock table's second leg: a store that is lost or behind is men
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from agentd import jobdir, process
 
 Record = dict[str, Any]
 KEY = re.compile(r"[0-9a-f]{32}")
+NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENXIO, errno.ELOOP)
+"""A folder or another thing stands where it was."""
+
+
+class Claim(NamedTuple):
+    """What a file says, as far as it says it well: anybody may have written into it."""
+
+    who: process.Identity | None = None
+    owner: str = ""
+    label: str = ""
+    reason: str = ""
+    is_command: bool = False
+    token: int = 0
+    granted: tuple[tuple[list[Any], Any], ...] = ()
+    """Kind, scope and text of each name, and its mode."""
+    until: float = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        return None if self.who is None else int(self.who["pid"])
 
 
 def folder(state_dir: str) -> str:
@@ -54,13 +75,55 @@ def _fill(fd: int, record: Record) -> None:
     os.pwrite(fd, data.ljust(os.fstat(fd).st_size, b"\n"), 0)  # never shorter than it was: always whole
 
 
-def read(state_dir: str, key: str) -> Record | None:
-    return jobdir.read(folder(state_dir), f"{key}.json") if KEY.fullmatch(key) else None
+def look(state_dir: str, key: str) -> Claim:
+    record = (jobdir.read(folder(state_dir), f"{key}.json") if KEY.fullmatch(key) else None) or {}
+    token, until = record.get("token"), record.get("until")
+    return Claim(
+        who=_who(record.get("who")),
+        owner=_text(record.get("owner")),
+        label=_text(record.get("label")),
+        reason=_text(record.get("reason")),
+        is_command="wants" in record,
+        token=token if isinstance(token, int) and 0 <= token < 1 << 62 else 0,
+        granted=_granted(record.get("granted")),
+        until=float(until) if isinstance(until, int | float) else 0.0,
+    )
+
+
+def _text(said: Any) -> str:
+    return said[:1000] if isinstance(said, str) else ""
+
+
+def _who(said: Any) -> process.Identity | None:
+    wanted = {"boot": str, "pid": int, "start": int, "inode": int}
+    if not isinstance(said, dict) or said.keys() != wanted.keys():
+        return None
+    is_good = all(isinstance(said[name], kind) for name, kind in wanted.items()) and 0 < said["pid"] < 1 << 31
+    return said if is_good else None
+
+
+def _granted(said: Any) -> tuple[tuple[list[Any], Any], ...]:
+    """All or nothing."""
+    items = said if isinstance(said, list) else [None]
+    found = []
+    for item in items:
+        name, mode = (item.get("name"), item.get("mode")) if isinstance(item, dict) else (None, None)
+        if not isinstance(name, list) or len(name) != 3 or not all(isinstance(part, str) for part in name):
+            return ()
+        if name[0] not in ("path", "res", "file", "integrate") or mode not in ("X", "S", "A"):
+            return ()
+        found.append((name, mode))
+    return tuple(found)
 
 
 def is_held(state_dir: str, key: str) -> bool:
     """Does the command, or anything it started, live?"""
-    return process.byte_held(path_of(state_dir, key), 0)
+    try:
+        return process.byte_held(path_of(state_dir, key), 0)
+    except OSError as error:
+        if error.errno in NO_FILE:
+            return False
+        raise
 
 
 def wait_until_free(state_dir: str, key: str) -> None:
@@ -83,10 +146,13 @@ def write(state_dir: str, key: str, record: Record) -> None:
 
 
 def remove(state_dir: str, key: str) -> None:
-    jobdir.remove_quietly(path_of(state_dir, key))
+    with contextlib.suppress(OSError):  # a folder, or it may not be removed: it says nothing, as nobody holds it
+        os.unlink(path_of(state_dir, key))
 
 
 def keys(state_dir: str) -> list[str]:
-    with contextlib.suppress(FileNotFoundError):
-        return [name.removesuffix(".json") for name in os.listdir(folder(state_dir)) if name.endswith(".json")]
+    """Of all files there; what has another name is not ours."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        names = [name.removesuffix(".json") for name in os.listdir(folder(state_dir)) if name.endswith(".json")]
+        return [name for name in names if KEY.fullmatch(name)]
     return []

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from agentd import __version__, claimfile, jobdir, paths, process
+from agentd.core.credentials import is_secret
 from agentd.core.errors import EXIT_ANOTHER, EXIT_NOT_NOW, AgentdError, Fault, NotNow, Refused, Usage
 
 PROTOCOL = 1
@@ -30,6 +31,8 @@ MAX_MESSAGE = 1 << 20  # as in protocol.py, which takes long to import
 START_S = 30.0
 Job = dict[str, Any]
 Ref = int | str
+caller = 0
+"""The process whose call this is; 0: this one. The resident process answers for others."""
 
 
 class ConnectionLost(Exception):
@@ -53,7 +56,7 @@ def default_owner() -> str:
     if given:
         return given
     with open("/proc/sys/kernel/random/boot_id") as file:
-        return f"session:{file.read()[:8]}:{os.getsid(0)}"
+        return f"session:{file.read()[:8]}:{os.getsid(caller)}"
 
 
 class Client:
@@ -224,7 +227,7 @@ class Client:
         ``options``: as in agentd-protocol(7), lock.acquire."""
         deadline = None if wait is None else time.monotonic() + wait
         asked = [{"name": want} if isinstance(want, str) else want for want in wants]
-        params = {"cwd": os.getcwd(), "owner": self.owner, "session": process.identity(os.getsid(0))} | options
+        params = {"cwd": os.getcwd(), "owner": self.owner, "session": process.identity(os.getsid(caller))} | options
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
@@ -305,6 +308,21 @@ class Client:
                 if not follow:
                     return
 
+    def subscribe(self) -> None:
+        """From now on this connection is readable when something happens; it is good for nothing else."""
+        self._send("events.subscribe", {"name": None, "since": None, "mine": "", "follow": True})
+
+    def fileno(self) -> int:
+        return -1 if self.link is None else self.link.fileno()
+
+    def rang(self) -> bool:
+        """Take what has come, unread; False if the daemon has gone."""
+        assert self.link is not None
+        try:
+            return bool(self.link.recv(1 << 20))
+        except OSError:
+            return False
+
     def ack(self, name: str, seq: int) -> dict[str, Any]:
         """``name`` has dealt with everything up to ``seq``."""
         return self.ask("events.ack", name=name, seq=seq)
@@ -347,7 +365,7 @@ class Client:
             raise Usage(f"cannot send the request: {error}", "bad_request") from None
         if len(data) - 1 > MAX_MESSAGE:
             what = f"cannot send the request: message larger than {MAX_MESSAGE} bytes"
-            raise Usage(f"{what}; shorten the command, the task or the environment", "bad_request")
+            raise Usage(f"{what}; shorten the text, the command or the environment", "bad_request")
         try:
             link.sendall(data)
         except OSError:
@@ -461,7 +479,9 @@ def start_daemon(state_dir: str) -> bool:
     ready, theirs = os.pipe()
     said_before = os.fstat(log).st_size
     command = [sys.executable, "-P", "-m", "agentd.daemon", state_dir, str(theirs)]
-    environment = {n: v for n, v in os.environ.items() if n not in ("AGENTD_JOB", "AGENTD_NONCE", "AGENTD_SOCKET")}
+    # Not its starter's secrets: each job brings its own, and /proc shows an environment as long as its process lives.
+    of_a_job = ("AGENTD_JOB", "AGENTD_NONCE", "AGENTD_SOCKET")
+    environment = {n: v for n, v in os.environ.items() if n not in of_a_job and not is_secret(n)}
     environment["PYTHONUTF8"] = "1"  # to it and its zygotes words are bytes, whatever our character set
     try:
         child = subprocess.Popen(

@@ -3,12 +3,15 @@
 import os
 import re
 import tomllib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
 from agentd import files
+from agentd.core import patterns
 from agentd.core.errors import Usage
+from agentd.core.lock_policy import POLICIES, Policy
+from agentd.core.names import escaped
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
 MAX_BYTES = 1 << 20
@@ -18,7 +21,6 @@ _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
-Policy = Literal["warn", "share", "wait", "pause"]
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,10 +64,12 @@ class Notify(Table, frozen=True):
 
 class Locks(Table, frozen=True):
     """``pools``: how many of a counted resource there are. ``policy``: what a write to what somebody else claims means,
-    by pattern: warn, share, wait or pause; the last pattern that fits counts."""
+    by pattern: warn, share, wait or pause; the last pattern that fits counts. ``commit_guard``: a job's git asks before
+    it commits."""
 
     pools: dict[str, Annotated[int, msgspec.Meta(ge=1)]] = {}
     policy: dict[str, Policy] = {}
+    commit_guard: bool = True
 
 
 class Profile(Table, frozen=True):
@@ -135,6 +139,7 @@ def load(path: str) -> Config:
 
 
 def convert(values: dict[str, Any], path: str, text: str = "") -> Config:
+    check_policies(values, path, text)
     try:
         config = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
@@ -147,6 +152,22 @@ def convert(values: dict[str, Any], path: str, text: str = "") -> Config:
             where = line_of(f" - at `$.{key}`", text)
             raise Usage(f"cannot use {path}{where}: {key}: {error}", "bad_config") from None
     return config
+
+
+def check_policies(values: dict[str, Any], path: str, text: str) -> None:
+    """Before the types are looked at: a wrong word is told with its pattern."""
+    locks = values.get("locks")
+    policies = locks.get("policy") if isinstance(locks, dict) else None
+    for pattern, policy in (policies if isinstance(policies, dict) else {}).items():
+        why = None if policy in POLICIES else f'"{escaped(pattern)}" must be one of {", ".join(POLICIES)}'
+        try:
+            patterns.normal(pattern)
+        except Usage as error:
+            why = error.message
+        if why is not None:
+            keys = (line.partition("=")[0].strip() for line in text.splitlines())
+            line = next((n for n, key in enumerate(keys, 1) if key.strip("'\"") == pattern), None)
+            raise Usage(f"cannot use {path}{f', line {line}' if line else ''}: locks.policy: {why}", "bad_config")
 
 
 def line_of(said: str, text: str) -> str:

@@ -112,6 +112,20 @@ def has_output(path: str) -> bool:
     return any(jobdir.size(path, stream) for stream in STREAMS)
 
 
+def written(path: str) -> int:
+    """Bytes that the attempt has written so far, kept or not: its output, and its transcript."""
+    try:
+        transcript = os.stat(f"{path}/transcript.ndjson").st_size
+    except OSError:
+        transcript = 0
+    return transcript + sum(jobdir.size(path, stream) for stream in STREAMS)
+
+
+def is_alive(path: str) -> bool:
+    """Does anything of it run? The kernel drops the lock with the last process that has it."""
+    return not has_ended(path) and any(process.byte_held(f"{path}/life.lock", byte) for byte in (0, 1))
+
+
 def has_ended(path: str) -> bool:
     return os.path.exists(f"{path}/end.json")
 

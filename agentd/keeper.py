@@ -29,8 +29,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agentd import jobdir, launch, output, process
-from agentd.budget import Spending
+from agentd import jobdir, launch, output, process, terminal
+from agentd.budget import Spending, silent_for
 from agentd.jobdir import Record
 
 HELD = 3  # exit code: somebody else keeps this attempt
@@ -40,13 +40,15 @@ LADDER = [["INT", 0.0], ["TERM", 5.0], ["KILL", 15.0]]
 LEFTOVER_GRACE = 2.0
 LEFTOVER_LADDER = [["INT", 0.0], ["TERM", 1.0], ["KILL", 3.0]]
 UNKILLABLE_AFTER = 30.0
+MOST_HEARD = 65536
 
 
 def keep(path: str, fds: dict[str, int], escrow: socket.socket | None) -> int:
     """Launch the attempt in ``path``, or adopt it if it has been launched. Returns the process's exit code.
 
     ``fds`` may hold: ``secrets`` (a memfd with JSON of environment values), ``stdin`` (the pipe's write end),
-    ``stdin_file``, ``stdin_read`` (launch only), ``leader`` (a pidfd somebody kept for us).
+    ``stdin_file``, ``stdin_read`` (launch only), ``leader`` (a pidfd somebody kept for us), ``pty`` (the master
+    of its terminal).
     """
     life = os.open(f"{path}/life.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not process.take_byte(life, 0):
@@ -73,6 +75,8 @@ class Keeper:
         self.log = output.Log(path, int(spec.get("log_max") or 0))
         self.followers: dict[int, tuple[int, int]] = {}
         self.connections: dict[int, socket.socket] = {}
+        self.heard: dict[int, bytes] = {}  # the beginning of a request, by connection
+        self.terminal: terminal.Terminal | None = None
         self.watched: dict[int, int] = {}  # pidfds of leftovers that are not our children: pidfd -> pid
 
         self.agent: Record = {}
@@ -102,6 +106,7 @@ class Keeper:
         self.prepare()
         agent = jobdir.read(self.path, "agent.json")
         self.open_fifos(must_be_held=agent is not None)
+        self.open_terminal(agent)
         if agent is None:
             self.launch()
         else:
@@ -126,6 +131,7 @@ class Keeper:
         self.agent = jobdir.read(self.path, "agent.json") or {}
         self.exit, self.has_ended = jobdir.read(self.path, "exit.json"), True
         self.open_fifos(must_be_held=True)
+        self.open_terminal(self.agent)
         self.pump_for(left)
         self.loop()
 
@@ -137,7 +143,21 @@ class Keeper:
                 self.is_log_whole = False
             self.fifos[stream] = output.open_fifo(path) if held is None else held
 
+    def open_terminal(self, agent: Record | None) -> None:
+        """Where there is one, and somebody has it. If nobody does, it has been hung up."""
+        if not self.spec.get("tty"):
+            return
+        if "pty" not in self.fds and agent is not None:
+            master = terminal.taken_back(int(agent["agent"]["pid"]))
+            self.is_log_whole = self.is_log_whole and master is not None
+            if master is not None:
+                self.fds["pty"] = master
+        if "pty" in self.fds:
+            self.terminal = terminal.Terminal(self.fds["pty"], self)
+
     def loop(self) -> None:
+        if self.terminal is not None:
+            self.terminal.watch()
         for stream, fd in self.fifos.items():
             self.watch(fd, self.output_handler(stream))
         while not self.is_over:
@@ -179,6 +199,14 @@ class Keeper:
             return self.finish_unstarted(0, "killed before it started")
         if "argv" not in self.spec:
             return self.finish_unstarted(errno.EIO, "its spec.json is gone")
+        if self.spec.get("tty") and self.terminal is None:
+            # Whoever held the one that was made for it is dead, and so is a fork that was never executed.
+            try:
+                self.fds["pty"] = terminal.make(self.spec["tty"])
+            except OSError as error:
+                return self.finish_unstarted(error.errno or 0, f"cannot make a terminal: {error.strerror}")
+            self.terminal = terminal.Terminal(self.fds["pty"], self)
+            self.terminal.watch()
         cgroup = self.spec.get("cgroup")
         unset = [name for name in ("memory", "processes") if self.spec.get(name)]
         if cgroup:
@@ -273,6 +301,8 @@ class Keeper:
         self.set_timers()
         if self.spec.get("stdin"):
             self.pump_input()
+        if self.spec.get("tty") and self.terminal is None:
+            self.signal_tree("HUP")  # its other end lives on in the tree, where we cannot get it: nobody will read it
         self.nudge("adopted")
 
     def held_leader(self, who: process.Identity) -> int | None:
@@ -297,17 +327,24 @@ class Keeper:
         self.give_order({"reason": "timed_out", "limit": "timeout", "seconds": self.spec["timeout"]})
 
     def on_timer_idle(self) -> None:
+        self.see_transcript()
         quiet_until = self.last_output + self.spec["idle_timeout"]
         if quiet_until > process.boottime():
             self.timers["idle"] = quiet_until
             return
         self.give_order({"reason": "timed_out", "limit": "idle_timeout", "seconds": self.spec["idle_timeout"]})
 
+    def see_transcript(self) -> None:
+        """An agent with a runner works without a word on its standard streams."""
+        self.last_output = max(self.last_output, process.boottime() - silent_for(self.spending.path))
+
     def note_stopped(self, is_stopped: bool) -> None:
         now = process.boottime()
         since: float | None = self.agent["stopped"]
         if is_stopped == (since is not None):
             return
+        if is_stopped:
+            self.see_transcript()
         self.agent["stopped"] = now if is_stopped else None
         if since is not None:
             self.agent["paused"] += now - since
@@ -721,7 +758,7 @@ class Keeper:
     def pump(self, stream: str, once: bool = False) -> bool:
         """Move what is in the FIFO into the log. False if the disk is full and bytes are waiting."""
         try:
-            while self.log.take(self.fifos[stream], stream) and not once:
+            while (self.log.take(self.fifos[stream], stream) or self.refill(stream)) and not once:
                 pass
         except OSError as error:
             if not jobdir.is_full(error):
@@ -730,6 +767,8 @@ class Keeper:
                 self.nudge("log_blocked")
             self.blocked.add(stream)
             self.unwatch(self.fifos[stream])
+            if self.terminal is not None:
+                self.terminal.unwatch()
             self.timers.setdefault("unblock", process.boottime() + 0.2)
             return False
         if stream in self.blocked:
@@ -738,7 +777,17 @@ class Keeper:
                 self.nudge("log_unblocked")
         return True
 
+    def refill(self, stream: str) -> int:
+        """What the agent wrote to its terminal goes through the FIFO of its standard output."""
+        return self.terminal.take(self.fifos[stream]) if self.terminal is not None and stream == "out" else 0
+
+    def on_timer_redraw(self) -> None:
+        if self.terminal is not None:
+            self.terminal.end_redraw()
+
     def on_timer_unblock(self) -> None:
+        if self.terminal is not None:
+            self.terminal.watch()
         for stream, fd in self.fifos.items():
             if fd not in self.handlers:
                 self.watch(fd, self.output_handler(stream))
@@ -821,10 +870,11 @@ class Keeper:
         except OSError:
             data = b""
         if not data:
-            self.unwatch(fd)
-            self.followers.pop(fd, None)
-            del self.connections[fd]
-            return connection.close()
+            return self.forget(fd)
+        if self.terminal is not None and self.terminal.is_viewer(fd):
+            data, self.heard[fd] = whole_lines(self.heard.get(fd, b"") + data)
+            if len(self.heard[fd]) > MOST_HEARD:
+                return self.forget(fd)
         for line in data.splitlines():
             try:
                 request = json.loads(line)
@@ -832,10 +882,26 @@ class Keeper:
             except Exception:  # whatever it says, it cannot end us
                 self.answer(fd, {"error": "not understood"})
 
+    def forget(self, fd: int) -> None:
+        self.unwatch(fd)
+        self.followers.pop(fd, None)
+        self.heard.pop(fd, None)
+        self.connections.pop(fd).close()
+        if self.terminal is not None:
+            self.terminal.leave(fd)
+
+    def pause_reading(self, fd: int) -> None:
+        self.unwatch(fd)
+
+    def resume_reading(self, fd: int) -> None:
+        if fd in self.connections:
+            self.watch(fd, lambda _: self.on_request(fd))
+
     def obey(self, fd: int, request: Record) -> None:
         """``{"follow": [out, err]}``, ``{"order": order}`` (kill.json is new), ``{"signal": name}``,
-        ``{"input": true}`` (stdin has grown); of a runner ``{"turn": n}`` (may it ask its model?) and
-        ``{"news": what}`` (its transcript has grown)."""
+        ``{"input": true}`` (stdin has grown), ``{"stop": true}`` and ``{"cont": true}`` (the whole tree); of a zygote
+        ``{"escrow": true}``; of a viewer ``{"attach": how}``, and what :class:`terminal.Terminal` obeys; of a runner
+        ``{"turn": n}`` (may it ask its model?) and ``{"news": what}`` (its transcript has grown)."""
         if "follow" in request:
             out, err = request["follow"]
             self.followers[fd] = (int(out), int(err))
@@ -844,17 +910,55 @@ class Keeper:
             self.answer(fd, {"ok": True})
             self.read_order(request["order"])
         elif "signal" in request:
+            if request.get("tree"):
+                self.signal_all(str(request["signal"]))
             self.answer(fd, {"ok": self.signal_leader(str(request["signal"]))})
         elif "input" in request:
             self.answer(fd, {"ok": True})
             self.pump_input()
         elif "turn" in request:
-            self.answer(fd, self.permit())
+            self.answer(fd, self.permit(int(request["turn"])))
             self.nudge("transcript")
         elif "news" in request:
             self.nudge("transcript")
-        else:
+        elif "stop" in request or "cont" in request:
+            self.answer(fd, {"ok": self.stop_tree() if "stop" in request else self.continue_tree()})
+        elif "escrow" in request:
+            self.give_copies(fd)
+        elif "attach" in request:
+            self.attach(fd, request["attach"])
+        elif self.terminal is None or not self.terminal.obey(fd, request):
             raise ValueError("no such order")
+
+    def attach(self, fd: int, how: Record) -> None:
+        if self.terminal is not None:
+            self.terminal.attach(fd, how)
+        else:
+            self.answer(fd, {"error": "hung up" if self.spec.get("tty") else "no terminal"})
+
+    def give_copies(self, fd: int) -> None:
+        """Of what a zygote cannot get in another way: one that came after us."""
+        held = {name: self.fds[name] for name in ("pty",) if name in self.fds}
+        with contextlib.suppress(OSError):
+            line = json.dumps({"fds": list(held)}).encode() + b"\n"
+            socket.send_fds(self.connections[fd], [line], list(held.values()))
+
+    def stop_tree(self) -> bool:
+        """Every process of it, whatever it forks meanwhile. Time limits wait."""
+        if self.leader_pidfd is None or self.exit is not None:
+            return False
+        self.freeze_growth()
+        self.note_stopped(True)
+        return True
+
+    def continue_tree(self) -> bool:
+        if self.leader_pidfd is None or self.exit is not None:
+            return False
+        for pidfd, _ in self.held_tree():
+            process.send(pidfd, signal.SIGCONT)
+            os.close(pidfd)
+        self.note_stopped(False)
+        return True
 
     def signal_leader(self, name: str) -> bool:
         if self.leader_pidfd is None or self.exit is not None:
@@ -865,10 +969,18 @@ class Keeper:
             self.note_stopped(number == signal.SIGSTOP)  # an adopter is not told by the kernel
         return sent
 
-    def permit(self) -> Record:
-        """May the runner make its next request?"""
+    def signal_all(self, name: str) -> None:
+        """STOP or CONT, all that runs of this job."""
+        if name == "STOP":
+            return self.freeze_growth()
+        for pidfd, _ in self.held_tree():
+            process.send(pidfd, signal.Signals[f"SIG{name}"])
+            os.close(pidfd)
+
+    def permit(self, turn: int) -> Record:
+        """May the runner make its next request, for the turn of that number?"""
         self.spending.look()
-        limit = self.spending.exceeded()
+        limit = self.spending.exceeded(turn)
         if limit is None:
             return {"go": True, "warn": self.spending.warning()}
         if self.order is None:
@@ -904,6 +1016,12 @@ class Keeper:
 
     def on_timer_nudge(self) -> None:
         self.nudge("look")
+
+
+def whole_lines(data: bytes) -> tuple[bytes, bytes]:
+    """``(lines, the beginning of the next one)``"""
+    end = data.rfind(b"\n") + 1
+    return data[:end], data[end:]
 
 
 def drain(fd: int) -> None:

@@ -13,7 +13,7 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from agentd import jobdir, process
+from agentd import jobdir, process, terminal
 from agentd.jobdir import Record
 
 FIRST_HIGH_FD = 100
@@ -91,18 +91,28 @@ def restore_signals() -> None:
 
 def place_descriptors(path: str, fds: dict[str, int], life: int) -> list[int]:
     """0 to 2, and the anchors and the life.lock, which are returned; all else is close-on-exec. The anchors are opened
-    for reading and writing, so the FIFOs have a reader as long as the tree lives: no SIGPIPE, no byte is dropped."""
-    stdin = fds.get("stdin_read")
-    if stdin is None:
-        stdin = os.open("/dev/null", os.O_RDONLY)
-    fifos = [os.open(f"{path}/{stream}.fifo", os.O_RDWR | os.O_CLOEXEC) for stream in jobdir.STREAMS]
-    kept = [keep_high(fd) for fd in (life, *fifos)]
-    out = os.open(f"{path}/out.fifo", os.O_WRONLY | os.O_CLOEXEC)
-    err = os.open(f"{path}/err.fifo", os.O_WRONLY | os.O_CLOEXEC)
-    for target, fd in enumerate((stdin, out, err)):
+    for reading and writing, so the FIFOs have a reader as long as the tree lives: no SIGPIPE, no byte is dropped. The
+    master of its terminal is kept for the same reason: nobody hangs it up."""
+    anchors = [os.open(f"{path}/{stream}.fifo", os.O_RDWR | os.O_CLOEXEC) for stream in jobdir.STREAMS]
+    if "pty" in fds:
+        anchors.append(fds["pty"])
+    kept = [keep_high(fd) for fd in (life, *anchors)]
+    for target, fd in enumerate(standard_streams(path, fds)):
         # None of the three is below 3: keeper and zygote keep 0 to 2 occupied.
         os.dup2(fd, target, inheritable=True)
     return kept
+
+
+def standard_streams(path: str, fds: dict[str, int]) -> tuple[int, int, int]:
+    if "pty" in fds:
+        slave = terminal.become_controlling(fds["pty"])
+        return slave, slave, slave
+    stdin = fds.get("stdin_read")
+    if stdin is None:
+        stdin = os.open("/dev/null", os.O_RDONLY)
+    out = os.open(f"{path}/out.fifo", os.O_WRONLY | os.O_CLOEXEC)
+    err = os.open(f"{path}/err.fifo", os.O_WRONLY | os.O_CLOEXEC)
+    return stdin, out, err
 
 
 def keep_high(fd: int) -> int:

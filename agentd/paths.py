@@ -1,8 +1,11 @@
 """Where everything is. Imports nothing of ours; makes nothing but what it is told to."""
 
-import hashlib
 import os
 import stat
+
+RESIDENT_SOCKET = "resident.sock"
+RESIDENT_LOCK = "resident.lock"
+"""In the state folder: where short verbs are answered, and the lock that whoever answers holds; it has its pid."""
 
 
 def state_dir() -> str:
@@ -46,6 +49,8 @@ def socket_path(state: str) -> str:
 
 def state_mark(state: str) -> str:
     """A short name for a state folder, unique on this machine."""
+    import hashlib  # 3 ms, and the command line's first step needs state_dir alone
+
     return hashlib.sha256(os.path.realpath(state).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
@@ -53,8 +58,15 @@ def attempt_dir(state: str, job: int, attempt: int) -> str:
     return f"{state}/jobs/{job}/{attempt}"
 
 
+def claimed_mark(state: str) -> str:
+    """A file that is there while anybody claims a path or a file: without it nobody who writes need ask."""
+    return f"{state}/guard/claimed"
+
+
 def worktree_dir(state: str, common: str, job: int, name: str) -> str:
     """``common``: the repository's common git directory, real path."""
+    import hashlib
+
     top = os.path.dirname(common) if os.path.basename(common) == ".git" else common
     label = os.path.basename(top).removesuffix(".git")[:40] or "repository"
     mark = hashlib.sha256(common.encode("utf-8", "surrogateescape")).hexdigest()[:8]

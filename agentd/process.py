@@ -7,7 +7,7 @@ Three rules hold everywhere:
 * A pid is no identity. An :func:`identity` is boot id, pid, start ticks and the pidfs inode of the process,
   and a signal goes only through a pidfd that was *verified after it was opened* (:func:`open_verified`).
 * Liveness is a lock the kernel drops. One looks with :func:`byte_held` and never by taking.
-* ``AGENTD_WITHOUT=cgroup,clone3,pidfd-exit,splice`` turns a mechanism off, so that the fall-backs are tested too.
+* ``AGENTD_WITHOUT=cgroup,clone3,pidfd-exit,pidfd-getfd,splice`` turns a mechanism off: the fall-backs are tested too.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
 PIDFD_GET_INFO = 0xC040FF0B  # linux/pidfd.h, the 64-byte form; Linux 6.15 gave it the exit status
 PIDFD_INFO_EXIT = 8
+SYS_PIDFD_GETFD = 438  # of every architecture
 Identity = dict[str, int | str]
 
 PR_GET_TID_ADDRESS = 40
@@ -160,6 +161,33 @@ def _stat_fields(pid: int | str) -> list[str]:
         return file.read().rpartition(b")")[2].decode().split()
 
 
+def controlling_terminal(pid: int) -> int:
+    """The device number of its controlling terminal; 0 if it has none."""
+    return int(_stat_fields(pid)[4])
+
+
+def open_files(pid: int, ending: str) -> list[int]:
+    """The descriptors of a process that are of a file whose path ends so."""
+    folder, found = f"/proc/{pid}/fd", []
+    for fd in os.listdir(folder):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"{folder}/{fd}").endswith(ending):
+                found.append(int(fd))
+    return found
+
+
+def take_descriptor(pid: int, fd: int) -> int | None:
+    """A copy of another process's descriptor (Linux 5.6), close-on-exec; None where it is not to be had."""
+    if without("pidfd-getfd"):
+        return None
+    pidfd = os.pidfd_open(pid)
+    try:
+        copy = int(_libc.syscall(SYS_PIDFD_GETFD, pidfd, fd, 0))
+        return copy if copy >= 0 else None
+    finally:
+        os.close(pidfd)
+
+
 def is_of(pidfd: int, who: Identity) -> bool:
     """Is this a pidfd of exactly that process, dead or alive? False where the kernel has no pidfs to tell by."""
     return who["inode"] != 0 and os.fstat(pidfd).st_ino == who["inode"]
@@ -237,6 +265,16 @@ def descendants(pid: int | str) -> list[int]:
         found += level
         level = [child for parent in level for child in children(parent)]
     return found
+
+
+def ancestors(pid: int) -> Iterator[int]:
+    """``pid``, its parent, and so on, as things are."""
+    while pid:
+        yield pid
+        try:
+            pid = int(_stat_fields(pid)[1])
+        except (OSError, ValueError, IndexError):
+            return
 
 
 def marked(nonce: str, session: int, life_lock: str) -> list[int]:

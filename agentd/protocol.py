@@ -72,6 +72,8 @@ class Delegate(Params, frozen=True):
     log_max: int | None = None
     leave: tuple[str, ...] = ()
     input: bool = False
+    tty: tuple[int, int] | None = None
+    """Rows and columns: it gets a terminal of its own, of this size."""
     profile: str = ""
     """Of the built-in agent; empty: the default one. ``model`` and the limits go before the profile's."""
     model: str = ""
@@ -127,6 +129,13 @@ class Kill(Params, frozen=True):
     owner: str = ""
     signal: str | None = None
     grace: float | None = None
+
+
+class Suspend(Params, frozen=True):
+    """Stop jobs with all their processes, or let them go on."""
+
+    jobs: tuple[Ref, ...]
+    owner: str = ""
 
 
 class Send(Params, frozen=True):
@@ -243,6 +252,14 @@ class AcquireLock(Params, frozen=True):
     """The process that leads the caller's session: boot, pid, start, inode."""
 
 
+class CheckLock(Params, frozen=True):
+    """May the asker write these? Nothing is asked for and nothing changes. ``paths``: below ``cwd``, no patterns."""
+
+    paths: tuple[str, ...]
+    cwd: str
+    owner: str = ""
+
+
 class ReleaseLock(Params, frozen=True):
     """One's own claims, and places in the queue; ``all``: every one."""
 
@@ -266,10 +283,12 @@ class ExplainLock(Params, frozen=True):
 
 
 class LockHistory(Params, frozen=True):
-    """The newest ``limit`` events about locks that meet ``name``; null: about all."""
+    """The newest ``limit`` events about locks that meet ``name``; null: about those of the repository at ``cwd`` and of
+    no repository; ``all``: of all."""
 
     cwd: str
     name: str | None = None
+    all: bool = False
     limit: int = 100
 
 
@@ -309,6 +328,8 @@ METHODS: dict[str, Method] = {
     "jobs.resolve": Method(Resolve, True),
     "jobs.wait": Method(Wait, True),
     "jobs.kill": Method(Kill, False),
+    "jobs.stop": Method(Suspend, False),
+    "jobs.cont": Method(Suspend, False),
     "jobs.send": Method(Send, True),
     "jobs.answer": Method(Answer, True),
     "jobs.interrupt": Method(Interrupt, True),
@@ -320,6 +341,7 @@ METHODS: dict[str, Method] = {
     "jobs.undo": Method(Undo, False),
     "profiles.list": Method(Nothing, True),
     "lock.acquire": Method(AcquireLock, True),
+    "lock.check": Method(CheckLock, True),
     "lock.release": Method(ReleaseLock, True),
     "lock.list": Method(ListLocks, True),
     "lock.explain": Method(ExplainLock, True),

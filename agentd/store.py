@@ -74,6 +74,8 @@ class Locks(NamedTuple):
     requests: dict[int, Request | None]
     tokens: int = 0
     tickets: int = 0
+    is_of_this_epoch: bool = True
+    """False: the store was made anew since it was written, and there may be more."""
 
 
 class Change(NamedTuple):
@@ -174,6 +176,7 @@ class Store:
                 {request.ticket: request for request in requests},
                 int(last.get("lock_tokens", 0)),
                 int(last.get("lock_tickets", 0)),
+                int(last.get("lock_epoch", 0)) == self.epoch,
             )
 
         result: Locks = self.ask(read).result()
@@ -347,7 +350,7 @@ class Store:
                 self.db.execute("DELETE FROM requests WHERE ticket = ?", (ticket,))
             else:
                 self.db.execute("INSERT OR REPLACE INTO requests VALUES (?, ?)", (ticket, encode(request)))
-        last = {"lock_tokens": str(locks.tokens), "lock_tickets": str(locks.tickets)}
+        last = {"lock_tokens": str(locks.tokens), "lock_tickets": str(locks.tickets), "lock_epoch": str(self.epoch)}
         self.db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", last.items())
 
     def _back_up(self) -> None:

@@ -2,8 +2,8 @@
 
 It is their subreaper. When a keeper dies, it forks an adopter, daemon or no daemon; when the leader whose keeper
 died ends, it writes exit.json and reaps it. It keeps copies of the descriptors whose loss would lose something:
-both FIFOs (bytes in a pipe die with its last holder), the write end of an agent's input, secrets of a job that
-has not started. The daemon keeps copies too, so either of them may die.
+both FIFOs (bytes in a pipe die with its last holder), the master of a terminal, the write end of an agent's input,
+secrets of a job that has not started. The daemon keeps copies too, so either of them may die.
 
 A new daemon takes over the zygote that it finds (the socket ``zygote.sock``), if that has the same version; else
 the old one is *retired*: it hands over what it holds, adopts and reaps as before, and ends with its last child.
@@ -11,7 +11,7 @@ Without a daemon, and with nobody to look after, it ends.
 
 Wire: SOCK_SEQPACKET, one JSON object a message, descriptors attached and named in ``fds``.
 Requests: ``hello``, ``launch``, ``watch``, ``hold``, ``release``, ``escrow``, ``retire``. Notices to the daemon:
-``kept`` (a keeper was forked), ``over`` (the keeper of an attempt is done).
+``kept`` (a keeper was forked), ``over`` (the keeper of an attempt is done), ``holds`` (got from a keeper; with copies).
 """
 
 import contextlib
@@ -28,7 +28,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from agentd import __version__, jobdir, keeper, launch, output, process
+from agentd import __version__, jobdir, keeper, launch, output, process, terminal
 
 MESSAGE_BYTES = 65536
 MAX_FDS = 8
@@ -227,6 +227,8 @@ class Zygote:
             held["stdin_read"], held["stdin"] = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(held["stdin"], False)
             held["stdin_file"] = os.open(f"{path}/stdin", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if request.get("tty") and "pty" not in held:
+            held["pty"] = terminal.make(tuple(request["tty"]))
         pid = self.fork_keeper(path)
         return {"keeper": pid}, {name: fd for name, fd in held.items() if name not in LAUNCH_ONLY}
 
@@ -390,12 +392,14 @@ class Zygote:
             return self.say({"notice": "kept", "path": path, "keeper": pid})
         try:
             connection = jobdir.connect(f"{path}/keeper.sock", blocking=False)
+            if "pty" not in self.held.get(path, {}):
+                connection.send(b'{"escrow": true}\n')
         except OSError:
             return self.look_later(path)  # between its lock and its socket
         self.failures.pop(path, None)
         fd = connection.fileno()
         self.strangers[fd] = (connection, path)
-        self.watch(fd, lambda _: self.on_stranger_gone(fd))
+        self.watch(fd, lambda _: self.on_stranger(fd))
 
     def hold_what_lives(self, path: str) -> None:
         """Of an attempt that another zygote launched: its FIFOs, if anybody has them (else the adopter must see that
@@ -409,6 +413,22 @@ class Zygote:
             hold_leader(held, agent["agent"])
         if not held:
             del self.held[path]
+
+    def on_stranger(self, fd: int) -> None:
+        """It has sent what it alone held, or is gone."""
+        connection, path = self.strangers[fd]
+        try:
+            data, fds, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, MAX_FDS)
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            return self.on_stranger_gone(fd)
+        for copy in fds:
+            os.set_inheritable(copy, False)
+        if fds:
+            got = dict(zip(json.loads(data)["fds"], fds, strict=True))
+            self.hold(path, got)
+            self.say({"notice": "holds", "path": path}, {name: self.held[path][name] for name in got})
 
     def on_stranger_gone(self, fd: int) -> None:
         self.unwatch(fd)

@@ -8,20 +8,23 @@ import time
 import traceback
 from pathlib import Path
 
-from . import agents, delegate, latency, locks, peers, report, scale, start, throughput, worktrees
+from . import agents, crowd, delegate, latency, locks, peers, report, scale, short, start, throughput, watch, worktrees
 from .lab import Lab
 
 # Its order is the report's. To add a measurement: write the module, add the line.
 MEASUREMENTS = {
     "delegate": delegate.measure,
     "start": start.measure,
+    "short": short.measure,
     "latency": latency.measure,
     "throughput": throughput.measure,
     "worktrees": worktrees.measure,
+    "watch": watch.measure,
     "locks": locks.measure,
     "scale": scale.measure,
     "peers": peers.measure,
     "agents": agents.measure,
+    "crowd": crowd.measure,
 }
 
 

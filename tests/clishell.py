@@ -128,7 +128,8 @@ def ours(state: Path) -> list[str]:
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if f"AGENTD_LAB={state}".encode() in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+            marks = {f"AGENTD_LAB={state}".encode(), f"AGENTD_STATE_DIR={state}".encode()}
+            if marks & {*Path(f"/proc/{name}/environ").read_bytes().split(b"\0")}:
                 title = Path(f"/proc/{name}/cmdline").read_bytes().decode(errors="replace")
                 if title.startswith("agentd-"):
                     found.append(f"{name} {title}")

@@ -42,8 +42,9 @@ WAYS = ("0", "1", "7", "42", "255", "term", "kill")
 
 
 class Lab:
-    def __init__(self, folder: Path, seed: int, without: str = "") -> None:
+    def __init__(self, folder: Path, seed: int, without: str = "", has_terminals: bool = False) -> None:
         self.folder = folder
+        self.has_terminals = has_terminals
         self.state = str(folder / "state")
         self.proof = folder / "proof"
         self.proof.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,12 @@ class Lab:
             "PATH": os.environ["PATH"],
         }
         job = self.client.delegate(
-            ["/bin/sh", "-c", AGENT], environment=wanted, cwd=str(self.folder), in_place=True, limits={}
+            ["/bin/sh", "-c", AGENT],
+            environment=wanted,
+            cwd=str(self.folder),
+            in_place=True,
+            limits={},
+            tty=[24, 80] if self.has_terminals else None,
         )
         self.wanted[int(job["id"])] = wanted
         return int(job["id"])
@@ -210,12 +216,17 @@ class Lab:
             yield "was never executed"
         for stream in jobdir.STREAMS:
             got = b"".join(data for _, data in jobdir.read_range(path, stream, 0, 1 << 40))
-            want = b"".join(b"%s %d\n" % (stream.encode(), n) for n in range(int(wanted["LINES_WANTED"])))
+            want = self.output_wanted(stream, int(wanted["LINES_WANTED"]))
             if got != want and not (id in self.forgiven and want.startswith(got)):
                 yield f"{stream}: {len(got)} bytes, wanted {len(want)}; first difference at {difference(got, want)}"
         # A keeper tells of the end, and then goes.
         if not comes_true(lambda: not any(process.byte_held(f"{path}/life.lock", byte) for byte in (0, 1))):
             yield "its life.lock is still held"
+
+    def output_wanted(self, stream: str, lines: int) -> bytes:
+        if not self.has_terminals:
+            return b"".join(b"%s %d\n" % (stream.encode(), n) for n in range(lines))
+        return b"".join(b"out %d\r\nerr %d\r\n" % (n, n) for n in range(lines)) if stream == "out" else b""
 
     def faults_of_feed(self, jobs: dict[int, dict[str, Any]]) -> Iterator[str]:
         for id in self.wanted:
@@ -251,8 +262,10 @@ def difference(got: bytes, want: bytes) -> int:
 
 
 def random_kills(folder: Path, kinds: tuple[str, ...], count: int, seed: int, without: str = "") -> Lab:
-    """Kill ``kinds`` together ``count`` times at random moments while jobs run, then check everything."""
-    lab = Lab(folder, seed, without)
+    """Kill ``kinds`` together ``count`` times at random moments while jobs run, then check everything. With ``pty``
+    among them the jobs have terminals."""
+    lab = Lab(folder, seed, without, "pty" in kinds)
+    kinds = tuple(kind for kind in kinds if kind != "pty")
     if len(kinds) > 1:
         lab.pauses = ("0.01", "0.03", "0.1")  # longer lives: many an agent outlives all of ours
     if len(kinds) == len(KINDS):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentd.budget import Spending
+from agentd.budget import Spending, silent_for
 from agentd.core.job import Progress
 from agentd.daemon import transcripts
 
@@ -102,3 +102,22 @@ def test_of_each_limit_one_warning_at_four_fifths(tmp_path: Path) -> None:
     warning = spending.warning()
     assert warning is not None and warning.startswith("8 of 10 turns are used up.")
     assert spending.warning() is None
+
+
+def test_turns_that_nobody_can_see_are_not_spent_on(tmp_path: Path) -> None:
+    path = written(tmp_path / "transcript.ndjson", *[as_line(ANSWER)] * 3)
+    limited, unlimited = Spending(path, {"turns": 10}, RATES), Spending(path, {}, RATES)
+    limited.look()
+    assert limited.exceeded(turn=4) is None
+    assert limited.exceeded(turn=5) == "spending: its transcript lacks turns"
+    assert unlimited.exceeded(turn=5) is None
+
+
+def test_an_agent_that_waits_or_is_parked_is_not_silent(tmp_path: Path) -> None:
+    records = [ANSWER, {"type": "parked", "why": "429", "until": 2.0}, {"type": "running"}, {"type": "waiting"}]
+    lines = [json.dumps(record, separators=(",", ":")).encode() for record in records]
+    for count, is_resting in enumerate((False, True, False, True), 1):
+        path = written(tmp_path / "transcript.ndjson", *lines[:count])
+        os.utime(path, (1e9, 1e9))
+        assert (silent_for(path) == 0.0) is is_resting
+    assert silent_for(str(tmp_path / "none")) == float("inf")

@@ -2,161 +2,90 @@
 
 import json
 import os
-import random
-import signal
-import threading
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import clishell
 import faultlab
-import gitrepo
 import pytest
-from clishell import Shell
+from agentlab import HAIKU, KEY, SONNET, Record, Scene, bash, call, scene_of, write
 
-from agentd.client import Client, Job
-from agentd.scripted import Server
-
-KEY = "sk-test-0123456789-not-to-be-found"
-HAIKU, SONNET = "claude-haiku-5-5", "claude-sonnet-5-5"
-TURNS, KILLS = 15, 10
-Record = dict[str, Any]
-
-
-def bash(command: str) -> Record:
-    return {"tool": "bash", "input": {"command": command}}
-
-
-def write(path: str, content: str) -> Record:
-    return {"tool": "write", "input": {"path": path, "content": content}}
-
-
-class Scene:
-    """A daemon with its client, and the server that its agents ask."""
-
-    def __init__(self, shell: Shell, folder: Path) -> None:
-        self.shell = shell
-        self.client = Client(str(shell.state), owner="me")
-        self.repo = gitrepo.make_repo(folder / "repo")
-        self.record = folder / "requests.ndjson"
-        self.servers: list[Server] = []
-
-    def serve(self, script: Any) -> None:
-        server = Server(script, record=self.record, bodies=True)
-        self.servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        os.environ["ANTHROPIC_BASE_URL"] = server.url
-
-    def delegate(self, task: str, **options: Any) -> int:
-        options = {"agent": "builtin", "in_place": True, "cwd": str(self.shell.cwd), "model": HAIKU, **options}
-        return int(self.client.delegate([], task=task, **options)["id"])
-
-    def wait(self, id: int, until: str = "done") -> Job:
-        answer = self.client.wait([id], until=until, timeout=120)
-        assert not answer["timed_out"], answer
-        return dict(answer["jobs"][0])
-
-    def requests(self) -> list[Record]:
-        return [json.loads(line) for line in self.record.read_text().splitlines()]
-
-    def records(self, id: int) -> list[Record]:
-        """Of all attempts."""
-        paths = sorted(self.shell.state.glob(f"jobs/{id}/*/transcript.ndjson"), key=lambda path: int(path.parent.name))
-        return [json.loads(line) for path in paths for line in path.read_bytes().splitlines()]
-
-    def events(self, type: str) -> list[Record]:
-        return [event for event in self.client.events(since=0, follow=False) if event["type"] == type]
-
-    # --- processes ------------------------------------------------------------------------------------------
-
-    def daemon(self) -> int:
-        return int(self.client.ask("daemon.status")["pid"])
-
-    def attempt(self, id: int) -> Path:
-        return max(self.shell.state.glob(f"jobs/{id}/[0-9]*"), key=lambda path: int(path.name))
-
-    def runner(self, id: int) -> int | None:
-        """The one that runs now: its process is not a fork that still waits to be let go."""
-        path = self.attempt(id)
-        if not (path / "transcript.ndjson").exists() or (path / "exit.json").exists() or (path / "end.json").exists():
-            return None
-        return int(self.shell.record(str(id), f"../{path.name}/agent.json")["agent"]["pid"])
-
-    def keeper(self, id: int) -> int | None:
-        title = f"agentd-keeper {id}.{self.attempt(id).name}"
-        pids = [int(line.split()[0]) for line in clishell.ours(self.shell.state) if title in line]
-        return next((pid for pid in pids if not faultlab.parent_title(str(pid)).startswith("agentd-keeper")), None)
-
-    def kill(self, look: Callable[[], int | None]) -> None:
-        """kill -9, as soon as there is something to kill."""
-
-        def is_killed() -> bool:
-            pid = look()
-            if pid is None:
-                return False
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return False
-            return True
-
-        def state() -> str:
-            return f"nothing to kill: {self.client.jobs(all=True)}, {clishell.ours(self.shell.state)}"
-
-        faultlab.until(is_killed, timeout=60, what=state)
+from agentd.runners import tools
 
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-    monkeypatch.setenv("ANTHROPIC_BASE_URL", "")
-    for shell in clishell.serve(tmp_path, monkeypatch):
-        scene = Scene(shell, tmp_path)
-        yield scene
-        scene.client.close()
-    for server in scene.servers:
-        server.shutdown()
-        server.server_close()
+    yield from scene_of(tmp_path, monkeypatch)
 
 
 # --- the tasks ------------------------------------------------------------------------------------------------
 
 
+EIGHT = range(1, 9)
+
+
+def task_of(n: int, meet: Path) -> Record:
+    """Its own in content and length; all eight meet in the first turn, so that they really run at once."""
+    made = f"made-{n}.txt"
+    meeting = f"touch {meet}/{n}; while [ $(ls {meet} | wc -l) -lt 8 ]; do sleep 0.02; done"
+    look = [
+        call("glob", pattern="made-*"),
+        call("grep", pattern=f"by {n}"),
+        call("read", path=made),
+        call("edit", path=made, old="by", new="made by"),
+        call("note", text=f"plan of {n}"),
+        call("ask", question=f"May {n} go on?"),
+    ]
+    turns = [
+        {"say": f"I am {n}.", "calls": [bash(meeting), write(made, f"by {n}\n")]},
+        {"calls": look},
+        *[{"calls": [bash(f"echo {turn} >> turns-{n}.txt; cat {made}")]} for turn in range(n)],
+        {"say": f"Task {n} is done."},
+    ]
+    return {"task": f"task {n}.", "turns": turns}
+
+
+def results_of(n: int) -> list[str]:
+    made = f"made-{n}.txt"
+    first = ["(no output)", f"made: {made}, {len(f'by {n}') + 1} bytes"]
+    look = [made, f"{made}:1:by {n}", f"by {n}\n", f"changed: {made}, line 1", "noted", f"yes, {n}"]
+    return [*first, *look, *[f"made by {n}"] * n]
+
+
+@pytest.mark.timeout(300)
 def test_eight_tasks_at_once_with_two_models(scene: Scene, tmp_path: Path) -> None:
     meet = tmp_path / "meet"
     meet.mkdir()
-    together = f"touch {meet}/%d; while [ $(ls {meet} | wc -l) -lt 8 ]; do sleep 0.02; done"
-    scripts = [
-        {
-            "task": f"task {n}.",
-            "turns": [
-                {"say": f"I am {n}.", "calls": [bash(together % n), write(f"made-{n}.txt", f"by {n}\n")]},
-                *[{"calls": [bash(f"echo {turn} >> turns-{n}.txt")]} for turn in range(n)],
-                {"say": f"Task {n} is done."},
-            ],
-        }
-        for n in range(1, 9)
-    ]
-    scene.serve({"scripts": scripts})
-    options = {"in_place": False, "cwd": scene.repo}
-    ids = {
-        n: scene.delegate(f"Do task {n}.", model=HAIKU if n % 2 else SONNET, name=f"t{n}", **options)
-        for n in range(1, 9)
-    }
+    scene.serve({"scripts": [task_of(n, meet) for n in EIGHT]})
+    models = {n: HAIKU if n % 2 else SONNET for n in EIGHT}
+    ids = {n: scene.delegate(f"Do task {n}.", model=models[n], in_place=False, cwd=scene.repo) for n in EIGHT}
+    for n, id in ids.items():
+        scene.wait(id, "waiting")
+        scene.client.answer(id, f"yes, {n}")
     for n, id in ids.items():
         job = scene.wait(id)
         assert (job["outcome"], job["exit_code"]) == ("succeeded", 0)
-        assert (job["progress"]["words"], job["progress"]["turns"]) == (f"Task {n} is done.", n + 2)
-        assert job["progress"]["cost"] > 0
+        assert (job["progress"]["words"], job["progress"]["turns"]) == (f"Task {n} is done.", n + 3)
+        assert job["progress"]["cost"] > 0 and job["progress"]["plan"] == f"plan of {n}"
         work = Path(job["worktree"])
-        assert (work / f"made-{n}.txt").read_text() == f"by {n}\n"
         assert (work / f"turns-{n}.txt").read_text() == "".join(f"{turn}\n" for turn in range(n))
-        assert not [path for path in work.glob("made-*") if path.name != f"made-{n}.txt"]
-    models = {(request["task"].partition("\n")[0], request["body"]["model"]) for request in scene.requests()}
-    assert models == {(f"Do task {n}.", HAIKU if n % 2 else SONNET) for n in range(1, 9)}
-    assert len(scene.requests()) == sum(n + 2 for n in range(1, 9))
+        assert [path.name for path in work.glob("made-*")] == [f"made-{n}.txt"]
+        assert (work / f"made-{n}.txt").read_text() == f"made by {n}\n"
+        check_transcript(scene.records(id), n)
+    asked = Counter((request["task"].partition("\n")[0], request["body"]["model"]) for request in scene.requests())
+    assert asked == {(f"Do task {n}.", models[n]): n + 3 for n in EIGHT}
+
+
+def check_transcript(records: list[Record], n: int) -> None:
+    """Every request with its answer, every call with its result, from the start to the end."""
+    of = {kind: [record for record in records if record["type"] == kind] for kind in {r["type"] for r in records}}
+    assert (records[0]["type"], records[-1]["type"], records[-1]["outcome"]) == ("start", "end", "done")
+    assert len(of["request"]) == len(of["assistant"]) == n + 3 and "failed" not in of
+    assert {record["tool"] for record in of["call"]} == set(tools.TOOLS)
+    assert [record["id"] for record in of["call"]] == [record["id"] for record in of["result"]]
+    assert [record["content"] for record in of["result"]] == results_of(n)
+    assert [record["text"] for record in of["question"]] == [f"May {n} go on?"]
 
 
 @pytest.mark.parametrize(("option", "limit", "turns"), [("max_turns", 3, 3), ("max_cost", 1.0, None)])
@@ -226,12 +155,35 @@ def test_the_key_is_in_no_file_and_no_process_list(scene: Scene) -> None:
     scene.serve([{"calls": [bash("env; cat /proc/$PPID/cmdline; ps -eo args"), ask]}, {"say": "Done."}])
     id = scene.delegate("look for it", in_place=False, cwd=scene.repo, restart="on-failure")
     scene.wait(id, "waiting")
-    assert not places_of_the_key(scene)
+    assert scene.runner(id) in scene.ours() and not places_of_the_key(scene)
     scene.kill(lambda: scene.runner(id))
     faultlab.until(lambda: is_asking(scene, id, attempt=2), timeout=60)
     scene.client.answer(id, "yes")
     assert scene.wait(id)["outcome"] == "succeeded" and all(request["key"] for request in scene.requests())
     assert not places_of_the_key(scene)
+
+
+@pytest.mark.parametrize("is_daemon_new", [False, True])
+def test_what_an_agent_hands_on_has_its_credential(scene: Scene, is_daemon_new: bool) -> None:
+    """Though its tools see neither key nor endpoint."""
+    hand_on = f'echo "[$ANTHROPIC_API_KEY]"; {sys.executable} -m agentd delegate -q "The second half."'
+    ask = call("ask", question="Go on?")
+    scene.serve({"scripts": [
+        {"task": "The first half.", "turns": [{"calls": [ask]}, {"calls": [bash(hand_on)]}, {"say": "Handed on."}]},
+        {"task": "The second half.", "turns": [{"say": "Done."}]},
+    ]})  # fmt: skip
+    first = scene.delegate("The first half.", in_place=False, cwd=scene.repo)
+    scene.wait(first, "waiting")
+    if is_daemon_new:
+        scene.kill(scene.daemon)
+    scene.client.answer(first, "yes")
+    assert scene.wait(first)["outcome"] == "succeeded"
+    said = [record["content"] for record in scene.records(first) if record["type"] == "result"]
+    second = int(said[-1].split()[-1])
+    assert said[-1].startswith("[]")
+    job = scene.wait(second)
+    assert (job["outcome"], job["parent"], job["progress"]["words"]) == ("succeeded", first, "Done.")
+    assert all(request["key"] for request in scene.requests()) and not places_of_the_key(scene)
 
 
 def is_asking(scene: Scene, id: int, attempt: int) -> bool:
@@ -241,7 +193,7 @@ def is_asking(scene: Scene, id: int, attempt: int) -> bool:
 
 def places_of_the_key(scene: Scene) -> list[str]:
     files = [path for path in scene.shell.state.rglob("*") if path.is_file()]
-    lists = list(Path("/proc").glob("[0-9]*/cmdline"))
+    lists = [*Path("/proc").glob("[0-9]*/cmdline"), *(Path("/proc", str(pid), "environ") for pid in scene.ours())]
     found = []
     for path in files + lists:
         try:
@@ -249,57 +201,3 @@ def places_of_the_key(scene: Scene) -> list[str]:
         except OSError:  # gone, or another user's
             continue
     return found
-
-
-# --- kill -9 --------------------------------------------------------------------------------------------------
-
-
-def steps() -> list[Record]:
-    """Each does what is its own, and first what is missing: what a model does that is told "unknown: look"."""
-    turns: list[Record] = []
-    for n in [*range(1, TURNS), TURNS - 1]:
-        command = (
-            f"echo {len(turns)} >> ran; for i in $(seq {n}); do grep -qsx $i log || echo $i >> log; done; sleep 0.1"
-        )
-        turns.append({"say": f"Step {len(turns)}.", "calls": [bash(command)], "delay": 0.2})
-    return [*turns, {"say": "All steps are done."}]
-
-
-@pytest.mark.timeout(600)
-def test_killed_at_any_moment_the_task_ends_right(scene: Scene) -> None:
-    dice = random.Random(int(os.environ.get("AGENTD_SEED", "11")))
-    scene.serve(steps())
-    id = scene.delegate("fifteen steps", restart="on-failure")
-    victims = {"runner": lambda: scene.runner(id), "keeper": lambda: scene.keeper(id), "daemon": scene.daemon}
-    order = dice.sample([*["runner"] * 4, *["keeper"] * 3, *["daemon"] * 3], KILLS)
-    for victim in order:
-        scene.daemon()  # whoever asks has a dead one replaced
-        threading.Event().wait(dice.random() * 0.6)
-        scene.kill(victims[victim])
-    faultlab.until(lambda: is_over(scene, id), timeout=120, what=lambda: str(scene.client.job(id)["job"]))
-    job = scene.client.job(id)["job"]
-    assert (job["outcome"], job["progress"]["words"]) == ("succeeded", "All steps are done.")
-    assert job["attempt"] == 5, "a runner's death is an attempt's, nobody else's is"
-    check_requests(scene, id, order)
-    log, ran = ((scene.shell.cwd / name).read_text().split() for name in ("log", "ran"))
-    assert log == [str(n) for n in range(1, TURNS)] and len(ran) == len(set(ran)), "no call was run twice"
-
-
-def is_over(scene: Scene, id: int) -> bool:
-    job = scene.client.job(id)["job"]
-    return job["state"] == "done" and job["again_at"] is None
-
-
-def check_requests(scene: Scene, id: int, order: list[str]) -> None:
-    answered = {
-        int(record["id"].removeprefix("script_")): record["at"]
-        for record in scene.records(id)
-        if record["type"] == "assistant"
-    }
-    assert sorted(answered) == list(range(TURNS + 1))
-    answers = [record["id"] for record in scene.records(id) if record["type"] == "assistant"]
-    assert len(answers) == len(set(answers)), "each answer is recorded once"
-    asked = Counter(request["turn"] for request in scene.requests())
-    assert sum(asked.values()) - (TURNS + 1) <= order.count("runner"), "at most one is repeated for a kill"
-    late = [request for request in scene.requests() if request["at"] > answered[request["turn"]]]
-    assert not late, "no answered request is sent again"

@@ -72,6 +72,18 @@ def bash(command: str) -> dict[str, Any]:
     return {"tool": "bash", "input": {"command": command}}
 
 
+def test_without_a_key_no_job_is_made(
+    agentd: Shell, script: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(ASKING)
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    said = agentd("delegate", "--in-place", "choose")
+    assert (said.code, said.out) == (1, "")
+    assert said.err.startswith("agentd: there is no key for the model: ANTHROPIC_API_KEY is not set here; set it, or ")
+    assert agentd.json("ps", "-a", "--json") == []
+    assert agentd("delegate", "--in-place", "-q", "--", "true").code == 0
+
+
 # --- delegate -------------------------------------------------------------------------------------------------
 
 
@@ -97,6 +109,7 @@ def test_a_task_is_done_in_a_worktree_and_everything_is_told(
     assert re.search(r"^limits: (.*\n +)*turns 9\n +cost \$1\.50$", told, re.M)
     assert re.search(r"^spent: +2 turns, [\d,]+ tokens, \$0\.\d{4}$", told, re.M)
     assert "\nplan:          first\n               the line\n" in told and "\nits words:     Changed it.\n" in told
+    assert agentd.ok("result", "1").endswith("\nwhat the agent says:\n  Changed it.\n")
 
 
 def test_in_place_it_works_where_one_stands(agentd: Shell, script: Callable[[Any], None]) -> None:
@@ -176,7 +189,7 @@ def test_a_question_is_seen_everywhere_and_answered_by_number(agentd: Shell, scr
     assert "\nasks     Which colour?\n           1  red\n           2  blue\n" in agentd.ok("logs", id)
     assert "\nyou      blue\n" in agentd.ok("logs", id)
     assert agentd("inbox") == (0, "", "agentd: nothing waits for you\n")
-    assert agentd("answer", id, "1").err.startswith("agentd: job 1 asks nothing just now; ")
+    assert agentd("answer", id, "1").err == "agentd: job 1 has already ended\n"
 
 
 def test_an_answer_comes_from_standard_input_too(agentd: Shell, script: Callable[[Any], None]) -> None:
@@ -227,7 +240,7 @@ def test_it_is_told_interrupted_and_told_again(agentd: Shell, script: Callable[[
         *["you      one", "you      two", "you      interrupted it"],
         *["held     interrupted; it waits for a message", "you      go on", "goes on"],
     ]
-    assert agentd("send", id, "late") == (1, "", "agentd: job 1 has already ended\n")
+    assert agentd("send", id, "late") == (1, "", "agentd: job 1 has already ended; what came of it: agentd result 1\n")
 
 
 def test_an_interrupt_may_say_what_to_do(agentd: Shell, script: Callable[[Any], None]) -> None:
@@ -244,7 +257,7 @@ def test_commands_have_no_conversation(agentd: Shell) -> None:
     assert agentd("interrupt", id).err == "agentd: job 1 is a command; to signal it: agentd kill -s INT 1\n"
     assert agentd("answer", id, "x").code == 1
     agentd.ok("kill", id)
-    told = "agentd: job 1 is a command, which has no conversation to go on with\n"
+    told = "agentd: job 1 is a command, which has no conversation to go on with; to run it again: agentd restart 1\n"
     assert agentd("restart", "--resume", id) == (1, "", told)
     assert agentd("restart", id)[:2] == (0, "1\n")
 

@@ -25,9 +25,17 @@ def checks(agentd: Shell, **env: str) -> dict[str, dict[str, Any]]:
 
 def test_it_works_with_the_daemon_down_and_starts_none(agentd: Shell) -> None:
     found = checks(agentd)
-    assert {"cgroup v2", "exit status by pidfd", "pidfs", "splice", "file system", "disk", "git", "daemon"} <= set(
-        found
-    )
+    assert {
+        "cgroup v2",
+        "exit status by pidfd",
+        "pidfs",
+        "splice",
+        "terminals",
+        "file system",
+        "disk",
+        "git",
+        "daemon",
+    } <= set(found)
     assert found["daemon"]["what"] == "not running; the next verb starts it"
     assert agentd("daemon", "status").code == 3
     told = [line.partition(":")[0] for line in agentd.ok("doctor").splitlines()]
@@ -35,8 +43,8 @@ def test_it_works_with_the_daemon_down_and_starts_none(agentd: Shell) -> None:
 
 
 def test_what_is_switched_off_is_weaker_and_has_a_remedy(agentd: Shell) -> None:
-    found = checks(agentd, AGENTD_WITHOUT="cgroup,pidfd-exit,splice")
-    for name in ("cgroup v2", "--memory", "--processes", "exit status by pidfd", "splice"):
+    found = checks(agentd, AGENTD_WITHOUT="cgroup,pidfd-exit,pidfd-getfd,splice")
+    for name in ("cgroup v2", "--memory", "--processes", "exit status by pidfd", "splice", "terminals"):
         assert found[name]["level"] == "weaker" and found[name]["remedy"], found[name]
     assert "does not bind root" in found["--processes"]["what"] or os.getuid() != 0
     assert agentd("doctor", AGENTD_WITHOUT="cgroup").code == 0

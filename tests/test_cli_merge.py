@@ -159,7 +159,7 @@ def test_what_is_not_ready_is_refused(agentd: Shell, repo: str, tmp_path: Path) 
     in_place = agentd.job("true")
     agentd("wait", "-q", in_place)
     said = agentd("merge", in_place)
-    assert said.code == 1 and said.err.endswith("it has no worktree of its own\n")
+    assert said.code == 1 and said.err.endswith("its changes are there already; look with: git diff\n")
     done = work(agentd, "echo z >z")
     agentd.ok("rm", done)
     said = agentd("merge", done)
@@ -267,6 +267,12 @@ def test_a_hostile_file_does_not_drive_the_terminal(agentd: Shell, repo: str) ->
     assert "\x1b[36m@@ -0,0 +1 @@\x1b[m" in colored and "\x1b[32m+-- \x1b[m" in colored
     assert "\x1b" not in on_a_terminal("diff", "--no-color", id, cwd=repo, GIT_PAGER="cat")
     assert "\x1b" not in on_a_terminal("diff", id, cwd=repo, GIT_PAGER="cat", NO_COLOR="1")
+
+
+def test_a_diff_of_nothing_says_so_on_a_terminal_only(agentd: Shell, repo: str) -> None:
+    id = work(agentd, "true")
+    assert on_a_terminal("diff", id, cwd=repo, GIT_PAGER="cat") == "agentd: no changes\n"
+    assert agentd("diff", id) == (0, "", "")
 
 
 def test_a_pager_that_is_not_there_or_has_seen_enough(agentd: Shell, repo: str) -> None:

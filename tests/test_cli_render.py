@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from agentd.cli import render, verbs
+from agentd.cli import profiles, render, verbs
 
 
 def view(**changes: Any) -> dict[str, Any]:
@@ -105,6 +105,22 @@ def test_ps_shows_what_agents_do_and_leaves_out_what_a_narrow_terminal_has_no_ro
         before = len(columns)
 
 
+def test_who_waits_for_an_agent_that_failed_hears_where_it_says_why() -> None:
+    failed = agent(4) | {"state": "done", "outcome": "failed", "exit_code": 1}
+    assert render.outcome_sentence(failed) == f"job 4 ({failed['name']}) failed; what it says of it: agentd result 4"
+    assert render.outcome_sentence(failed | {"progress": None}) is None
+
+
+def test_a_profile_whose_key_is_missing_says_so_in_a_narrow_terminal() -> None:
+    basis = {"name": "local", "is_default": False, "model": "my-model", "endpoint": "http://127.0.0.1:18733"}
+    profile = basis | {"limits": {"turns": 100, "tokens": 0, "cost": 0}, "price_known": False}
+    profile |= {"key": {"env": "ANTHROPIC_API_KEY", "file": None, "found": False}}
+    narrow = profiles.table([profile], 80)
+    assert narrow[2] == "    key: ANTHROPIC_API_KEY, not there"
+    assert max(map(len, narrow)) <= 80
+    assert profiles.table([profile], None)[1].endswith("ANTHROPIC_API_KEY, not there")
+
+
 def test_no_line_of_a_text_begins_at_the_left_edge() -> None:
     assert render.indented("one\ttwo\n\x1b[2Jthree", "  ", None) == ["  one two", "  three"]
     assert render.indented("a long line of words", "  ", 14) == ["  a long line", "  of words"]
@@ -117,7 +133,7 @@ def test_no_line_of_a_text_begins_at_the_left_edge() -> None:
     [
         (view(), "-", False, "[1]-  Running                 sleep 3 &"),
         (view(progress={"turns": 1}, task="fix it"), "-", False, "[1]-  Running                 fix it &"),
-        (view(state="stopped"), "+", False, "[1]+  Stopped                 sleep 3 &"),
+        (view(state="stopped"), "+", False, "[1]+  Stopped                 sleep 3"),
         (view(), "-", True, "[1]- 25400 Running                 sleep 3 &"),
         (view(state="done", outcome="failed", exit_code=7), "", False, "[1]   Exit 7                  sleep 3"),
         (view(state="done", outcome="killed", signal=9), "", False, "[1]   Killed                  sleep 3"),

@@ -16,6 +16,7 @@ from clishell import Running, Shell
 from test_cli_render import view
 
 from agentd.cli import render
+from agentd.cli.event_sheet import event_line
 from agentd.core.ladder import ladder
 from agentd.follow import Reader
 
@@ -53,13 +54,11 @@ def test_events_of_one_job_or_kind(agentd: Shell) -> None:
     assert agentd("events", "--job", "99").code == 1
 
 
-def test_an_event_says_how_it_ended_first_and_fits_a_terminal() -> None:
+def test_an_event_says_how_it_ended_first() -> None:
     data = {"name": "fix", "owner": "me", "outcome": "failed", "exit_code": 3, "log_whole": True}
     event = {"seq": 8, "at": "2026-01-31T12:00:01.123Z", "job": 7, "attempt": 1, "type": "job.completed", "data": data}
     facts = "outcome=failed exit_code=3 name=fix owner=me log_whole=True"
-    assert render.event_line(event) == f"     8  2026-01-31T12:00:01.123Z  job 7     job.completed      {facts}"
-    line = render.event_line(event, 80)
-    assert len(line) == 80 and "outcome=failed exit_code=3" in line and line.endswith("…")
+    assert event_line(event) == f"     8  2026-01-31T12:00:01.123Z  job 7     job.completed      {facts}"
 
 
 # --- ps -------------------------------------------------------------------------------------------------------
@@ -80,7 +79,7 @@ def test_a_narrow_terminal_has_room_for_the_task() -> None:
 def test_wait_for_ones_own(agentd: Shell) -> None:
     agentd.job("sleep", "1000", flags=["--owner", "you"])
     assert agentd("wait", "--mine", AGENTD_OWNER="me") == (0, "", "")
-    none = "agentd: there is no job of yours to wait for\n"
+    none = "agentd: there is no job of yours to wait for; agentd ps --all lists those that have ended\n"
     assert agentd("wait", "-n", "--mine", AGENTD_OWNER="me") == (127, "", none)
     agentd.job("sh", "-c", "sleep 0.5; exit 4", flags=["--owner", "me"])
     assert agentd("wait", "-n", "--mine", "--print", AGENTD_OWNER="me") == (4, "2\n", "")

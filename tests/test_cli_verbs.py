@@ -28,11 +28,10 @@ def repo(tmp_path: Path) -> str:
 # --- the door -------------------------------------------------------------------------------------------------
 
 
-def test_alone_it_is_helpful_and_help_needs_no_verb(agentd: Shell) -> None:
-    alone = agentd()
-    assert alone.code == 0
-    assert alone == agentd("--help") == agentd("-h")
-    assert all(f"\n  {verb} " in alone.out for verb in ("delegate", "run", "ps", "logs", "wait", "kill", "doctor"))
+def test_help_needs_no_verb(agentd: Shell) -> None:
+    helped = agentd("--help")
+    assert helped.code == 0 and helped == agentd("-h")
+    assert all(f"\n  {verb} " in helped.out for verb in ("delegate", "run", "ps", "logs", "wait", "kill", "doctor"))
     assert agentd("--version").out == "agentd 0.1.0\n"
     for verb in ("delegate", "run", "ps", "jobs", "logs", "wait", "kill", "send", "inspect", "events", "daemon"):
         assert agentd.ok(verb, "-h").startswith(f"Usage: agentd {verb} ")
@@ -94,7 +93,10 @@ def test_a_full_output_is_told(agentd: Shell) -> None:
     agentd.job("true")
     with open("/dev/full", "wb", buffering=0) as full:
         done = subprocess.run([*clishell.AGENTD, "ps", "-a"], stdout=full, stderr=subprocess.PIPE)
-    assert (done.returncode, done.stderr) == (75, b"agentd: cannot write the output: No space left on device\n")
+    assert (done.returncode, done.stderr) == (
+        75,
+        b"agentd: cannot write the output: No space left on device; free some space, or write elsewhere\n",
+    )
 
 
 # --- delegate -------------------------------------------------------------------------------------------------
@@ -143,11 +145,13 @@ def test_bad_names(agentd: Shell, repo: str, name: str, rest: str) -> None:
 
 
 def test_bad_bases_and_places(agentd: Shell, repo: str, tmp_path: Path) -> None:
-    told = f'agentd: base "nosuch" is not a commit in {repo} (git: unknown revision)\n'
+    told = (
+        f'agentd: base "nosuch" is not a commit in {repo} (git: unknown revision); name a branch, a tag or a commit\n'
+    )
     assert agentd("delegate", "--base", "nosuch", "--", "true", cwd=repo) == (1, "", told)
     for base in (f"--output={tmp_path}/x", "-x"):
         said = agentd("delegate", "--base", base, "--", "true", cwd=repo)
-        assert said == (2, "", 'agentd: base must not start with "-"\n')
+        assert said == (2, "", 'agentd: base must not start with "-"; name a branch, a tag or a commit\n')
     assert not (tmp_path / "x").exists()
     said = agentd("delegate", "--", "true")
     assert said.code == 1 and "is not in a git repository; use agentd run" in said.err
@@ -230,9 +234,7 @@ def test_jobs_are_shown_as_a_shell_does(agentd: Shell, monkeypatch: pytest.Monke
     agentd.ok("kill", "-STOP", first)
     assert agentd("wait", "--for", "stopped", "%1").code == 0
     pids = {str(job["id"]): job["pid"] for job in agentd.json("jobs", "--json")}
-    assert agentd.ok("jobs") == (
-        "[1]+  Stopped                 sleep 100 &\n[2]-  Running                 sleep 200 &\n"
-    )
+    assert agentd.ok("jobs") == ("[1]+  Stopped                 sleep 100\n[2]-  Running                 sleep 200 &\n")
     assert agentd.ok("jobs", "-l", "-r") == f"[2]- {pids[second]} Running                 sleep 200 &\n"
     assert agentd.ok("jobs", "-p", "-s") == f"{pids[first]}\n"
     agentd.ok("kill", "-s", "CONT", "%+")
@@ -264,7 +266,11 @@ def test_wait_passes_codes_on(agentd: Shell) -> None:
     assert [job["wait_code"] for job in json.loads(agentd("wait", "--json", good, bad).out)] == [0, 4]
     assert agentd("wait", "99") == (127, "", "agentd: no job 99; agentd ps --all lists them\n")
     assert agentd("wait", "--all").code == 0
-    assert agentd("wait", "--any") == (127, "", "agentd: there is no job to wait for\n")
+    assert agentd("wait", "--any") == (
+        127,
+        "",
+        "agentd: there is no job to wait for; agentd ps --all lists those that have ended\n",
+    )
 
 
 def test_wait_for_any_and_with_a_time_limit(agentd: Shell) -> None:
@@ -299,7 +305,7 @@ def test_kill_is_done_when_the_whole_tree_is_gone(agentd: Shell) -> None:
     assert agentd("kill", "--grace", "0.3", "1") == (0, "", "")
     assert not Path(f"/proc/{escaped}").exists() or "Z" in Path(f"/proc/{escaped}/stat").read_text().split(")")[1]
     assert job.finish().code == 137
-    assert agentd("kill", "1") == (1, "", "agentd: job 1 has already ended\n")
+    assert agentd("kill", "1") == (1, "", "agentd: job 1 has already ended; what came of it: agentd result 1\n")
     assert agentd("kill", "--ignore-missing", "1", "99").code == 0
     assert agentd("kill", "99") == (1, "", "agentd: no job 99; agentd ps --all lists them\n")
 
@@ -339,7 +345,10 @@ def test_send_text_lines_bytes_and_the_end(agentd: Shell) -> None:
     assert agentd.ok("logs", id) == "hello\nwor\xffld\nbye\n"
     assert agentd("send", id, "late").code == 1
     other = agentd.job("sleep", "100")
-    assert agentd("send", other, "x") == (1, "", f"agentd: job {other} takes no input: it was not started with -i\n")
+    told = (
+        f"agentd: job {other} takes no input: it was not started with -i; start one that does: agentd run -d -i CMD\n"
+    )
+    assert agentd("send", other, "x") == (1, "", told)
 
 
 # --- events ---------------------------------------------------------------------------------------------------

@@ -24,6 +24,13 @@ def test_nothing_is_lost_when_ours_are_killed_at_random(tmp_path: Path, kinds: t
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("kinds", [("keeper",), ("daemon", "zygote"), ("daemon", "keeper", "zygote")], ids="+".join)
+def test_nor_where_jobs_have_terminals(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    lab = randomkills.random_kills(tmp_path, ("pty", *kinds), count=30, seed=14)
+    assert lab.kills >= 30
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kinds", [("keeper",), ("keeper", "zygote")], ids="+".join)
 def test_the_same_where_the_kernel_tells_a_non_parent_nothing(tmp_path: Path, kinds: tuple[str, ...]) -> None:
     lab = randomkills.random_kills(tmp_path, kinds, count=30, seed=12, without="pidfd-exit")

@@ -10,7 +10,7 @@ import pytest
 from gitrepo import make_repo, run, write
 
 from agentd.core.errors import Refused, Usage
-from agentd.git.repository import Repo, Settled, settle
+from agentd.git.repository import Repo, Settled, find, settle
 
 
 @pytest.fixture
@@ -67,7 +67,10 @@ def test_a_path_with_odd_characters(tmp_path: Path) -> None:
 def test_unknown_base(top: str) -> None:
     with pytest.raises(Refused) as refusal:
         settle(top, "nosuch")
-    assert str(refusal.value) == f'base "nosuch" is not a commit in {top} (git: unknown revision)'
+    assert (
+        str(refusal.value)
+        == f'base "nosuch" is not a commit in {top} (git: unknown revision); name a branch, a tag or a commit'
+    )
     for base in ("a..b", "HEAD..HEAD", "src/f0.txt", "HEAD:src", "^main", "main^{tree}", "@{-1}"):
         with pytest.raises(Refused):
             settle(top, base)
@@ -79,7 +82,7 @@ def test_base_that_is_an_option(top: str, base: str) -> None:
         settle(top, base)
     assert refusal.value.exit == 2
     if base.startswith("-"):
-        assert str(refusal.value) == 'base must not start with "-"'
+        assert str(refusal.value) == 'base must not start with "-"; name a branch, a tag or a commit'
 
 
 def test_outside_a_repository(tmp_path: Path) -> None:
@@ -109,3 +112,49 @@ def test_one_git_process(top: str, tmp_path: Path) -> None:
     env = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
     subprocess.run([sys.executable, "-c", code], env=env, cwd=Path(__file__).parent.parent, check=True)
     assert len(calls.read_text().splitlines()) == 1
+
+
+def as_git_finds_it(cwd: str) -> tuple[str, str, str] | None:
+    asked = ["git", "rev-parse", "--show-toplevel", "--git-common-dir", "--show-prefix"]
+    done = subprocess.run(asked, cwd=cwd, capture_output=True, text=True)
+    if done.returncode:
+        return None
+    top, common, prefix = done.stdout.split("\n")[:3]
+    return os.path.realpath(top), os.path.realpath(os.path.join(cwd, common)), prefix.rstrip("/")
+
+
+def layouts(top: str, tmp_path: Path) -> list[str]:
+    """Folders in all kinds of repositories: ``top`` and others, below ``tmp_path``."""
+    run(top, "worktree", "add", "-q", f"{tmp_path}/tree")
+    run(top, "worktree", "add", "-q", f"{top}/inner")
+    run(tmp_path, "init", "-q", "--bare", "bare.git")
+    run(top, "init", "-q", "--bare", "src/bare.git")
+    run(tmp_path, "init", "-q", f"--separate-git-dir={tmp_path}/apart.git", "apart")
+    whole = make_repo(tmp_path / "whole")
+    run(whole, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", top, "module")
+    for name, setting in (("elsewhere", str(tmp_path)), ("below", "../src"), ("no-tree", "")):
+        other = make_repo(tmp_path / name)
+        run(other, "config", *(("core.worktree", setting) if setting else ("core.bare", "true")))
+    os.symlink(top, tmp_path / "link")
+    os.symlink(f"{top}/src", tmp_path / "link-below")
+    moved = make_repo(tmp_path / "moved")
+    os.rename(f"{moved}/.git", tmp_path / "its-git")
+    os.symlink(tmp_path / "its-git", f"{moved}/.git")
+    os.makedirs(f"{top}/src/.git")  # empty, so it is none
+    places = ["tree", "tree/src", "bare.git", "bare.git/refs", "apart", "whole", "whole/module", "whole/module/src"]
+    places += ["elsewhere", "elsewhere/src", "below", "below/src", "no-tree", "link", "link/src", "link-below", "moved"]
+    inside = ["", "src", "inner", "inner/src", ".git", ".git/refs", "src/bare.git", "src/bare.git/refs"]
+    return [f"{tmp_path}/{place}" for place in places] + [f"{top}/{place}".rstrip("/") for place in inside]
+
+
+def test_a_place_is_what_git_says_in_all_layouts(top: str, tmp_path: Path) -> None:
+    for cwd in layouts(top, tmp_path):
+        found = find(cwd)
+        assert (found and (found.top, found.common, found.prefix)) == as_git_finds_it(cwd), cwd
+
+
+def test_a_configuration_that_cannot_be_read_is_told(top: str) -> None:
+    with open(f"{top}/.git/config", "a") as file:
+        file.write("[broken")
+    with pytest.raises(Refused, match="bad config line"):
+        find(top)

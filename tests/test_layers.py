@@ -33,37 +33,50 @@ RINGS: dict[str, set[str]] = {
     "jobdir": {"core", "process", "paths", "files"},
     "agents": {"core", "process", "paths", "files"},
     "claimfile": {"jobdir", "process", "files"},
+    # a process of its own; knows worktrees, and nothing of jobs
+    "watch": {"core", "git", "process", "paths", "files"},
     # a script in place of a model, for tests and demonstrations: it must not know whom it serves
     "scripted": set(),
+    # run by git's hooks in jobs, by itself: somebody waits for it at each commit
+    "hook": set(),
     # small processes that outlive the daemon; a zygote forks keepers, and loads runners by the dotted name
     # in the spec
     "budget": {"files"},
     "output": {"jobdir", "process", "paths", "files"},
-    "launch": {"jobdir", "process", "paths", "files"},
-    "keeper": {"budget", "output", "launch", "jobdir", "protocol", "process", "paths", "files"},
-    "zygote": {"keeper", "budget", "output", "launch", "jobdir", "protocol", "process", "paths", "files"},
+    "terminal": {"output", "jobdir", "process", "paths", "files"},
+    "launch": {"terminal", "output", "jobdir", "process", "paths", "files"},
+    "keeper": {"budget", "output", "terminal", "launch", "jobdir", "protocol", "process", "paths", "files"},
+    "zygote": {"keeper", "budget", "output", "terminal", "launch", "jobdir", "protocol", "process", "paths", "files"},
     # the client starts the daemon as `sys.executable -m agentd.daemon`, never by importing it
     "client": {"core", "protocol", "jobdir", "claimfile", "process", "paths", "files"},
     # reads an attempt's files and listens to its keeper: works while the daemon is dead
     "follow": {"core", "protocol", "jobdir", "process", "paths", "files"},
+    # what a terminal shows: bytes in, bytes out
+    "screen": set(),
+    # at an agent's terminal, through its keeper and its log: works while the daemon is dead
+    "attach": {"follow", "screen", "core", "protocol", "jobdir", "process", "paths", "files"},
     "runners": {"core", "protocol", "jobdir", "client", "process", "paths", "files"},
     "daemon": {
         *{"core", "protocol", "store", "git", "jobdir", "claimfile", "agents", "config", "process", "paths", "files"},
-        *{"keeper", "zygote", "runners", "budget", "forms", "noticeboard"},
+        *{"keeper", "zygote", "runners", "budget", "watch", "hook", "forms", "noticeboard"},
     },
     # what the user and the main agent touch; none of it ever meets the daemon
     # the demonstration types verbs, and asks the client for facts
     "demo": {"client", "core", "process", "paths", "files"},
     "cli": {
         *{"client", "claimfile", "follow", "core", "protocol", "config", "process", "paths", "files", "budget"},
-        *{"demo", "scripted", "forms", "noticeboard"},
+        *{"demo", "scripted", "attach", "screen", "forms", "noticeboard"},
     },
     "mcp": {"client", "core", "protocol", "config", "process", "paths", "files"},
     "bridges": {"client", "core", "protocol", "config", "process", "paths", "files"},
     "chat": {"client", "core", "protocol", "config", "process", "paths", "files", "runners"},
+    # the command line with its imports done, which answers for others; the door that every call goes through
+    "door": {"paths"},
+    "likeness": {"door", "client", "process"},
+    "resident": {"door", "likeness", "cli", "core", "jobdir", "process", "paths"},
     # the package itself and `python -m agentd`: doors
     "__init__": {"client"},
-    "__main__": {"cli"},
+    "__main__": {"door", "resident", "cli"},
 }
 
 # The core gets time and observations in events, and answers with effects.
@@ -81,7 +94,7 @@ CONVERSATION = {f"agentd/runners/{name}.py" for name in ("loop", "conversation",
 WAITING = {"asyncio"}
 
 # Each of these processes exists once per attempt or once per kind of agent, and must start at once.
-SMALL = {"budget", "output", "launch", "keeper", "zygote", "jobdir", "process", "files"}
+SMALL = {"budget", "output", "terminal", "launch", "keeper", "zygote", "jobdir", "process", "files"}
 HEAVY = {
     *{"asyncio", "subprocess", "multiprocessing", "concurrent", "logging", "sqlite3", "ssl", "http"},
     *{"urllib", "msgspec", "pydantic", "typer", "rich", "psutil", "filelock", "watchdog", "anthropic"},

@@ -172,7 +172,7 @@ def test_the_word_for_a_name_means_it_again(name: Name) -> None:
 
 
 def test_a_word_with_characters_that_drive_a_terminal_is_still_a_word() -> None:
-    assert say.name_word(Name("path", "r", "a\x1b[1m'\\\n")) == "$'path:a\\x1b[1m\\'\\\\\\x0a'"
+    assert say.name_word(Name("path", "r", "a\x1b[1m'\\\n")) == "$'path:a\\x1b?1m\\'\\\\\\x0a'"
 
 
 @pytest.mark.parametrize(

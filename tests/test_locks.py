@@ -1,6 +1,7 @@
 """Locks, through the real daemon: held by what lives, let go by the kernel, in order, and never by a guess."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,8 +48,8 @@ def person(scene: Scene, name: str) -> Client:
 
 
 def names(scene: Scene, **wanted: Any) -> list[str]:
-    """What is claimed by whom, as ``mode name state``."""
-    rows = scene.client.locks()["claims"]
+    """What was claimed on purpose, as ``mode name state``."""
+    rows = [row for row in scene.client.locks()["claims"] if not row["automatic"]]
     return sorted(f"{row['mode']} {row['name']} {row['state']}" for row in rows if row.items() >= wanted.items())
 
 
@@ -85,9 +86,37 @@ def test_a_claim_keeps_others_off_until_it_is_given_back(scene: Scene, repo: str
     assert str(ticket) in late.value.message
     one.unlock(["a.py"], cwd=repo)
     assert other.lock([], cwd=repo, ticket=ticket, wait=0)["claims"][0]["token"] > answer["token"]
-    assert one.unlock(["b.py"], cwd=repo) == {"released": [], "withdrawn": []}
+    assert one.unlock(["b.py"], cwd=repo) == {"released": [], "withdrawn": [], "still": []}
     with pytest.raises(Refused, match="other"):
         one.unlock(["a.py"], cwd=repo)
+
+
+def test_a_folder_is_all_below_it_with_or_without_its_slash(scene: Scene, repo: str) -> None:
+    Path(repo, "lib").mkdir()
+    one, other = person(scene, "one"), person(scene, "other")
+    assert [claim["name"] for claim in one.lock(["lib"], cwd=repo)["claims"]] == ["path:lib/**"]
+    with pytest.raises(NotNow, match="one"):
+        other.lock(["lib/c.py"], cwd=repo, wait=0)
+    assert scene.client.ask("lock.explain", name=".", cwd=f"{repo}/lib")["name"] == "path:lib/**"
+    assert one.unlock(["lib"], cwd=repo)["released"] == ["path:lib/**"]
+    one.lock(["new"], cwd=repo)
+    Path(repo, "new").mkdir()
+    assert set(one.unlock(["new"], cwd=repo)["released"]) == {"path:new", f"file:{repo}/new"}
+    os.symlink("lib", f"{repo}/link")
+    assert "path:link" in [claim["name"] for claim in one.lock(["link"], cwd=repo)["claims"]]
+
+
+def test_a_part_of_a_claim_is_neither_given_back_nor_broken(scene: Scene, repo: str) -> None:
+    Path(repo, "lib").mkdir()
+    one = person(scene, "one")
+    one.lock(["lib/**"], cwd=repo)
+    assert one.unlock(["lib/c.py"], cwd=repo) == {"released": [], "withdrawn": [], "still": ["'path:lib/**'"]}
+    with pytest.raises(Refused, match=r"agentd locks break 'path:lib/\*\*' --reason TEXT") as refused:
+        scene.client.ask("lock.break", name="lib/c.py", cwd=repo, reason="urgent", owner="boss")
+    assert refused.value.code == "not_held"
+    assert names(scene) == ["exclusive path:lib/** active"]
+    assert scene.client.ask("lock.break", name="lib", cwd=repo, reason="urgent", owner="boss")["broken"] != []
+    assert names(scene) == []
 
 
 def test_asking_again_is_the_same_claim(scene: Scene, repo: str) -> None:
@@ -170,6 +199,15 @@ def test_a_command_passes_on_its_code_and_knows_its_locks(scene: Scene, tmp_path
     until(lambda: names(scene) == [])
 
 
+def test_a_command_under_a_lock_does_not_wait_for_itself(scene: Scene) -> None:
+    inner = " ".join(AGENTD)
+    script = f"{inner} lock res:other -- true || exit 1; {inner} lock res:db -- true"
+    outer = agentd(scene, "lock", "res:db", "--", "/bin/sh", "-c", script, stderr=subprocess.PIPE)
+    told = outer.communicate()[1].decode()
+    assert outer.returncode == 76, told
+    assert told.endswith(", under which this runs, holds res:db: it would wait for itself\n")
+
+
 def test_no_daemon_no_command(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.write_text("no folder")
@@ -206,6 +244,35 @@ def test_two_terminals_exclude_each_other_while_the_daemon_is_killed(scene: Scen
     assert ran(second) == 0
     assert (folder / "seen").read_text() == "one"
     assert (folder / "f").read_text() == "two\n"
+
+
+def first_line(child: "subprocess.Popen[bytes]") -> str:
+    assert child.stderr is not None
+    return child.stderr.readline().decode()
+
+
+def test_who_waits_is_told_for_whom(scene: Scene, repo: str) -> None:
+    one = person(scene, "one")
+    one.lock(["res:port-3000"], cwd=repo)
+    locking = agentd(scene, "lock", "res:port-3000", "--", "true", cwd=repo, stderr=subprocess.PIPE)
+    assert first_line(locking).startswith('agentd: waiting: res:port-3000 is claimed by the user "one" ')
+    running = agentd(scene, "run", "--res", "port-3000", "true", cwd=repo, stderr=subprocess.PIPE)
+    assert re.fullmatch(r'agentd: job \d+ waits for res:port-3000, held by the user "one"\n', first_line(running))
+    delegating = agentd(scene, "delegate", "--res", "port-3000", "--", "true", cwd=repo, stderr=subprocess.PIPE)
+    assert first_line(delegating).startswith("agentd: job ")
+    assert 'waits for res:port-3000, held by the user "one"' in first_line(delegating)
+    assert ran(delegating) == 0
+    one.unlock(["res:port-3000"], cwd=repo)
+    assert (ran(locking), ran(running)) == (0, 0)
+
+
+def test_what_can_be_done_stands_in_a_column(scene: Scene, repo: str) -> None:
+    person(scene, "one").lock(["res:gpu"], cwd=repo)
+    refused = agentd(scene, "lock", "res:gpu", "--wait", "0s", cwd=repo, stderr=subprocess.PIPE)
+    told = refused.communicate()[1].decode().split("\n")
+    assert refused.returncode == 75
+    column = next(line for line in told if line.startswith("Do one of:")).index("agentd lock ")
+    assert " " * column + "agentd locks why res:gpu" in told
 
 
 def test_a_persons_claim_ends_with_the_session(scene: Scene, repo: str) -> None:
@@ -251,11 +318,19 @@ def test_a_path_claim_is_pending_until_the_work_is_merged(scene: Scene, repo: st
     assert names(scene) == ["exclusive path:a.py pending"]
     two = scene.delegate("echo other >>a.py", in_place=False, cwd=repo, claims=[{"name": "b.py"}])
     scene.wait(two)
+    three, four = (scene.delegate("true", cwd=repo, claims=[{"name": "path:a.py"}]) for _ in range(2))
+    waits = {job["id"]: job["waiting"] for job in scene.client.jobs()}
+    assert (
+        waits[three] == f'lock path:a.py, until job {one} "{scene.client.job(one)["job"]["name"]}" is merged or removed'
+    )
+    assert waits[four].startswith("lock path:a.py, ")
     with pytest.raises(Refused) as refused:
         scene.client.ask("jobs.merge", job=two, cwd=repo)
     assert refused.value.code == "contested"
     assert f"job {one}" in refused.value.message
     scene.client.ask("jobs.merge", job=one, cwd=repo)
+    scene.wait(three)
+    scene.wait(four)
     until(lambda: names(scene) == ["exclusive path:b.py pending"])
     scene.client.remove(two)
     until(lambda: names(scene) == [])

@@ -379,6 +379,15 @@ def test_who_has_two_requests_is_refused_the_one_that_closes_the_circle() -> Non
     assert [request.wants for request in scene.table.waiting()] == [(res("gpu"),), (path("b"),)]
 
 
+def test_a_slot_asked_for_by_its_number_is_not_any_other_slot_too() -> None:
+    scene = Scene(gpu=2)
+    scene.tokens(A, res("gpu:1"))
+    scene.tokens(B, res("gpu:2"))
+    scene.tokens(C, path("c"))
+    scene.ticket(B, path("c"))
+    assert scene.cycle(C, res("gpu"), res("gpu:1")) == [("3", "gpu", "2", "gpu:2"), ("2", "c", "3", "c")]
+
+
 def test_a_pool_gets_another_size() -> None:
     scene = Scene(gpu=1)
     scene.tokens(A, res("gpu"))
@@ -584,3 +593,18 @@ def test_what_is_told_is_enough_to_load_the_same_table() -> None:
     table = Table.load(claims, requests, 1, 1)
     assert table.release(A, None, 3.0) == scene.table.release(A, None, 3.0)
     assert as_json(scene.table.ask(C, [path("c")], 4.0)[0])["kind"] == "Granted"
+
+
+def test_a_long_queue_is_a_chain() -> None:
+    """Each release wakes one, however many wait: also in a table that was loaded."""
+    scene = Scene()
+    scene.tokens(A, path("a"))
+    holders = [Holder("job", f"w{n}") for n in range(500)]
+    for holder in holders:
+        scene.table.ask(holder, [path("a")], 2.0)
+    loaded = Table.load(scene.table.claims(), scene.table.waiting(), 1, 500)
+    for table in (scene.table, loaded):
+        assert max(len(watchers) for watchers in table._watched.values()) == 1
+        for holder, after in pairwise([A, *holders]):
+            assert [f.holder for f in table.release(holder, None, 3.0) if isinstance(f, Granted)] == [after]
+            assert max((len(watchers) for watchers in table._watched.values()), default=1) == 1

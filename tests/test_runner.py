@@ -139,6 +139,11 @@ def test_tried_by_itself(lab: Lab) -> None:
         ({"environment": {"ANTHROPIC_API_KEY": "k\u00e9y"}}, "a key with characters that no header can hold"),
         ({"profile": {"model": ""}}, "cannot ask a model: the profile names none"),
         ({"profile": {"endpoint": "localhost:80"}}, "its endpoint 'localhost:80' is no address such as https://host"),
+        (
+            {"environment": {"HTTP_PROXY": "nonsense://x"}},
+            "cannot ask the model: the proxy in HTTP_PROXY cannot be used: ",
+        ),
+        ({"environment": {"all_proxy": "socks5://x"}}, "cannot ask the model: the proxy in all_proxy cannot be used: "),
         ({"profile": {"endpoint": "http://[x"}}, "its endpoint 'http://[x' is no address such as https://host"),
     ],
 )

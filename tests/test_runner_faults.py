@@ -1,10 +1,20 @@
 """What the model server can do wrong, with the real SDK, and what the agent makes of it."""
 
+import asyncio
 import json
+import signal
+import socket
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
-from runnerlab import Lab, free_port
+from breaking import fill, needs_root, small_disk
+from runnerlab import KEY, Lab, free_port
+
+from agentd.runners.answers import Busy
+from agentd.runners.model import Model
+from agentd.runners.parking import Parking
 
 Turn = dict[str, Any]
 DONE: Turn = {"say": "Done."}
@@ -161,3 +171,67 @@ def test_a_server_that_says_at_once_again_and_again_is_not_hammered(lab: Lab) ->
     assert run.code == 0
     first, *_, last = lab.requests()
     assert last["at"] - first["at"] > 1.0
+
+
+def test_a_server_that_accepts_and_never_answers_holds_nobody_for_ever(lab: Lab) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        run = lab.start(profile={"endpoint": endpoint})
+        run.until("request")
+        run.send("interrupt", "try again")
+        run.until("request", 2)
+        assert [record["why"] for record in run.records("failed")] == ["interrupted"]
+        began = time.monotonic()
+        run.kill(signal.SIGTERM)
+        assert time.monotonic() - began < 10
+        with pytest.raises(Busy, match=r"cannot reach 127\.0\.0\.1: "):
+            asyncio.run(ask_with_little_patience(endpoint))
+
+
+async def ask_with_little_patience(endpoint: str) -> None:
+    model = Model({"endpoint": endpoint, "model": "script"}, KEY)
+    model.client.timeout = 0.2
+    try:
+        await model.answer(model.parameters(["system"], [], [{"role": "user", "content": "hello"}]))
+    finally:
+        await model.close()
+
+
+def test_a_server_without_an_address_parks_and_is_ended_at_once(lab: Lab) -> None:
+    run = lab.start(profile={"endpoint": "http://no-such-host.invalid"})
+    parked = run.until("parked")
+    assert parked["why"].startswith("cannot reach no-such-host.invalid: ")
+    began = time.monotonic()
+    run.kill(signal.SIGTERM)
+    assert time.monotonic() - began < 10
+
+
+def test_a_proxy_that_does_not_answer_is_named_without_its_password(lab: Lab) -> None:
+    lab.serve([DONE])
+    proxy = f"127.0.0.1:{free_port()}"
+    run = lab.start(environment={"http_proxy": f"http://me:secret@{proxy}"})
+    assert run.until("parked")["why"].startswith(f"cannot reach 127.0.0.1 through the proxy {proxy}: ")
+    run.kill()
+    assert "secret" not in run.stderr() and lab.requests() == []
+    past_it = lab.start(environment={"http_proxy": f"http://{proxy}", "no_proxy": "127.0.0.1"})
+    assert past_it.wait() == 0 and past_it.end()["text"] == "Done."
+
+
+def test_what_an_interrupted_answer_cost_is_written_down(lab: Lab) -> None:
+    story = {"say": "a long story " * 100, "pause": 0.5, "usage": {"input_tokens": 4321}}
+    lab.serve({"scripts": [{"turns": [story], "replies": [{"when": "shortly", "say": "It was."}]}]})
+    run = lab.start()
+    run.until("partial")
+    run.send("interrupt", "say it shortly")
+    assert run.wait() == 0
+    (failed,) = run.records("failed")
+    assert failed["usage"]["input_tokens"] == 4321
+
+
+@needs_root
+def test_a_full_disk_under_the_parking_costs_no_run(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", "size=64k") as small:
+        fill(small)
+        parking = Parking(f"{small}/parking")
+        parking.share(2e9, "429")
+        assert parking.shared() == (0.0, "")

@@ -1,5 +1,6 @@
 """kill -9 of the runner at any moment: the task ends right, no answer is paid for again, nothing runs twice."""
 
+import itertools
 import json
 import os
 import random
@@ -11,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from runnerlab import Lab, Record, Run, prefix_is_kept, until
+from runnerlab import DONE, KEY, Door, Lab, Record, Run, bash, prefix_is_kept, until
 
 from agentd import process
 from agentd.runners import conversation, transcript
@@ -189,15 +190,91 @@ def test_the_next_writer_cuts_a_torn_line_off(tmp_path: Path) -> None:
     assert [record["text"] for record in transcript.read(str(file))] == ["one", "two"]
 
 
-def test_a_transcript_that_is_damaged_is_not_gone_on_from(lab: Lab) -> None:
+FOREIGN = [
+    b"{nonsense",
+    b"\0" * 5000,
+    b"[" * 100_000,
+    b"[]",
+    b"7",
+    b'{"no": "type"}',
+    b'{"type": ["note"]}',
+    b'{"type": "start"}',
+    b'{"type": "user"}',
+    b'{"type": "assistant", "content": [{}], "usage": {}, "stop": "end_turn"}',
+    b'{"type": "assistant", "content": [{"type": "tool_use"}], "usage": {}, "stop": "tool_use"}',
+    b'{"type": "assistant", "content": [{"type": "text", "text": 5}], "usage": {}, "stop": "end_turn"}',
+    b'{"type": "assistant", "content": [{"type": "text", "text": "x"}], "usage": {"output_tokens": []}, "stop": null}',
+    b'{"type": "call", "id": "none"}',
+    b'{"type": "result", "id": "none", "content": "x", "error": false}',
+    b'{"type": "consumed", "n": 1, "sent": 1.0}',
+    b'{"type": "consumed", "n": [], "sent": 1.0}',
+    b'{"type": "compacted", "messages": [5]}',
+    b'{"type": "something new", "in": "a later version"}',
+]
+
+
+@pytest.mark.parametrize("place", [0, 1, 3, 6])
+def test_what_is_no_record_is_left_out_and_the_rest_is_gone_on_from(lab: Lab, place: int) -> None:
     run = lab.play(TWO_CALLS)
+    cut_after(run, "result", 2)
+    file = run.path / "transcript.ndjson"
+    lines = file.read_bytes().splitlines()
+    file.write_bytes(b"".join(line + b"\n" for line in [*lines[:place], *FOREIGN, *lines[place:]]))
+    again = run.resumed()
+    assert (again.wait(), again.end()["text"]) == (0, "Done."), again.stderr()
+    told = f"{len(FOREIGN) - 1} lines, from line {place + 1} on"
+    assert again.stderr() == f"agentd: left out of {file} what is no record of a run: {told}\n"
+    _, before, after = (request["body"]["messages"] for request in lab.requests())
+    notice = after[-1]["content"].pop()
+    assert after == before and notice["text"].startswith("[agentd] You were stopped and go on now.")
+    assert (lab.worktree / "log").read_text() == "1\n2\n"
+
+
+LOST = ["start", "request", "assistant", "call", "result"]
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_a_record_that_was_destroyed_leaves_a_conversation_that_a_server_takes(lab: Lab, kind: str) -> None:
+    run = lab.play([bash("echo one"), bash("echo two"), DONE])
+    cut_after(run, "result", 2)
     file = run.path / "transcript.ndjson"
     lines = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(b"".join([lines[0], b"{nonsense\n", *lines[2:]]))
+    destroyed = next(number for number, line in enumerate(lines) if json.loads(line)["type"] == kind)
+    lines[destroyed] = b"\0" * (len(lines[destroyed]) - 1) + b"\n"
+    file.write_bytes(b"".join(lines))
     again = run.resumed()
-    assert again.wait() == 1
-    assert f"cannot read {file}: line 2 is no record" in again.stderr()
-    assert len(lab.requests()) == 2
+    assert again.wait() == 0, again.stderr()
+    told = f"3 lines, from line {destroyed + 1} on" if kind == "assistant" else f"line {destroyed + 1}"
+    assert again.stderr() == f"agentd: left out of {file} what is no record of a run: {told}\n"
+    messages = lab.requests()[-1]["body"]["messages"]
+    assert messages[0]["role"] == "user"
+    for one, two in itertools.pairwise(messages):
+        called = [block["id"] for block in one["content"] if block["type"] == "tool_use"]
+        answered = [block["tool_use_id"] for block in two["content"] if block["type"] == "tool_result"]
+        assert called == answered
+
+
+def test_a_command_that_writes_into_the_transcript_spoils_none_of_its_records(lab: Lab) -> None:
+    lab.serve([bash("printf junk >> ../attempts/0/transcript.ndjson; echo one"), DONE])
+    run = lab.start()
+    assert run.wait() == 0
+    lines = (run.path / "transcript.ndjson").read_bytes().splitlines()
+    assert lines.count(b"junk") == 1
+    assert run.results() == ["one"] and run.end()["text"] == "Done."
+
+
+def test_of_two_runners_of_one_attempt_the_second_does_nothing(lab: Lab) -> None:
+    door = Door(lab)
+    lab.serve([bash(door.command), DONE])
+    run = lab.start()
+    door.until_reached()
+    before = (run.path / "transcript.ndjson").read_bytes()
+    second = Run(lab, run.path, run.spec, {"PATH": os.environ["PATH"], "ANTHROPIC_API_KEY": KEY})
+    assert second.wait() == 1
+    assert "transcript.ndjson: another runner of this attempt does" in second.stderr()
+    assert (run.path / "transcript.ndjson").read_bytes() == before
+    door.open()
+    assert run.wait() == 0 and len(lab.requests()) == 2
 
 
 def test_a_full_disk_is_waited_for_and_tears_no_record(tmp_path: Path) -> None:

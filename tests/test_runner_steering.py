@@ -301,3 +301,24 @@ def test_what_runs_in_the_background_is_left_to_the_keeper(lab: Lab) -> None:
     pid = int(run.results()[0].split()[0])
     assert not is_gone(pid)
     os.kill(pid, signal.SIGKILL)
+
+
+def test_a_notice_answers_no_question_and_lets_nobody_go_on(lab: Lab) -> None:
+    """What agentd itself has to say is heard at the next turn, and is nobody's word."""
+    lab.serve([{"calls": [call("ask", question="Which one?")]}, {"calls": [call("ask", question="Sure?")]}, DONE])
+    run = lab.start()
+    run.until("waiting")
+    run.send("notice", "[agentd:overlap] somebody writes there too")
+    run.until("accepted")
+    run.send("answer", "a", "q1")
+    run.until("waiting", 2)
+    assert run.results() == ["a"]
+    heard = lab.requests()[1]["body"]["messages"][-1]["content"]
+    assert [block.get("text") for block in heard] == [None, "[agentd:overlap] somebody writes there too"]
+    run.send("interrupt")
+    run.until("waiting", 3)
+    run.send("notice", "[agentd:overlap] again")
+    run.until("consumed", 4)
+    assert len(run.records("request")) == 2, "it is still held"
+    run.send("message", "go on")
+    assert run.wait() == 0

@@ -439,6 +439,8 @@ def asked_from_inside(lab: Lab, folder: Path, *questions: bytes) -> tuple[dict[s
 def test_a_jobs_own_socket_takes_few_methods(victim: Lab, tmp_path: Path) -> None:
     samples: dict[str, dict[str, object]] = {
         "jobs.kill": {"jobs": [1]},
+        "jobs.stop": {"jobs": [1]},
+        "jobs.cont": {"jobs": [1]},
         "jobs.send": {"job": 1},
         "jobs.restart": {"job": 1},
         "jobs.remove": {"job": 1},

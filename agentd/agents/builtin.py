@@ -9,11 +9,12 @@ from agentd.core.errors import Usage
 from agentd.core.names import escaped
 
 RUNNER = "builtin"
+ENDPOINT = "ANTHROPIC_BASE_URL"
 ALLOWED = {
     *{"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TERM", "COLORTERM", "NO_COLOR"},
     *{"EDITOR", "VIRTUAL_ENV", "CONDA_PREFIX", "JAVA_HOME", "GOPATH", "GOROOT", "CARGO_HOME", "RUSTUP_HOME", "NVM_DIR"},
     *{"XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "PYENV_ROOT", "PYTHONPATH"},
-    *{"ANTHROPIC_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"},
+    *{ENDPOINT, "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"},
     *{"SSL_CERT_FILE", "SSL_CERT_DIR", "CI"},
 }
 PREFIXES = ("LC_",)

@@ -23,7 +23,9 @@ def main() -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    return guarded([as_utf8(word) for word in sys.argv[1:]])
+    code = guarded([as_utf8(word) for word in sys.argv[1:]])
+    silence()  # what an interrupted verb has left; if nobody takes it, Python is not to complain at its end
+    return code
 
 
 def as_utf8(word: str) -> str:
@@ -43,7 +45,7 @@ def open_closed_streams() -> None:
 
 def guarded(args: Sequence[str]) -> int:
     try:
-        code = dispatch(list(args) or ["--help"])
+        code = dispatch(list(args)) if args else where_one_stands()
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -58,9 +60,17 @@ def guarded(args: Sequence[str]) -> int:
             raise
         if is_disk_full(error):
             silence()  # else Python tries once more at its end, and complains
-            return tell(args, f"cannot write the output: {error.strerror}", "disk_full", 75)  # type: ignore[attr-defined]
+            what = f"cannot write the output: {os.strerror(error.errno)}; free some space, or write elsewhere"  # type: ignore[attr-defined]
+            return tell(args, what, "disk_full", 75)
         what = f"agentd failed: {type(error).__name__}: {error}; AGENTD_DEBUG=1 shows where"
         return tell(args, what, "fault", EXIT_FAULT)
+
+
+def where_one_stands() -> int:
+    from agentd.cli import standing
+
+    standing.show()
+    return 0
 
 
 def explained(error: AgentdError, args: Sequence[str]) -> str:
@@ -107,9 +117,8 @@ def tell(args: Sequence[str], message: str, code: str, exit: int) -> int:
             print(json.dumps({"ok": False, "code": code, "error": message}), flush=True)
         else:
             lines = message.split("\n") if code in OF_SEVERAL_LINES else [message]
-            print(
-                "\n".join(["agentd: " + render.one_line(lines[0]), *map(render.one_line, lines[1:])]), file=sys.stderr
-            )
+            more = [" " * (len(line) - len(line.lstrip(" "))) + render.one_line(line) for line in lines[1:]]
+            print("\n".join(["agentd: " + render.one_line(lines[0]), *more]), file=sys.stderr)
             sys.stderr.flush()
     except OSError:
         silence()

@@ -30,11 +30,12 @@ def delegate(
     owner: options.Owner = None,
     leave: options.Leave = None,
     input: options.Input = False,
+    tty: options.Tty = False,
     memory: options.Memory = None,
     processes: options.Processes = None,
     log_max: options.LogMax = None,
     claim: options.Claim = None,
-    res: options.Res = None,
+    res: options.HeldRes = None,
     restart: options.Restart = None,
     notify: options.Notify = None,
     json: options.Json = False,
@@ -53,6 +54,8 @@ def delegate(
         what = "Give a task in quotes, or a command after --"
         raise Usage(f"delegate what? {what}, such as: agentd delegate -- make test", "no_command")
     check_place(base, with_changes, in_place)
+    if tty and argv is None and agent in (None, "builtin"):
+        raise Usage("-t gives a command a terminal, and the built-in agent has no use for one; leave it out", "usage")
     check_task(task, timeout, idle_timeout)
     asked = options.of_the_agent(profile, model, max_turns, max_tokens, max_cost, argv)
     asked |= options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max, restart)
@@ -69,6 +72,7 @@ def delegate(
             in_place=in_place,
             input=input,
             claims=claims,
+            tty=options.terminal_size(tty, is_here=False),
             notify=options.notify(notify),
             **asked,
         )
@@ -82,6 +86,8 @@ def delegate(
         return
     if job["base"]:
         options.say(render.base_sentence(answer, with_changes))
+    if sentence := render.lock_sentence(job):
+        options.say(sentence)
     if not answer["is_tree_known"]:
         options.say(f"what you have not committed, if anything, is not in job {job['id']}; use --with-changes")
     if excluded:

@@ -3,6 +3,7 @@
 Each check is a function that answers with findings; the tuple at the end lists them all.
 """
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -172,6 +173,47 @@ def splice_fault(state_dir: str) -> str:
     return ""
 
 
+def terminals(_: str) -> Iterator[Finding]:
+    try:
+        master, slave = os.openpty()
+    except OSError as error:
+        what = f"no terminal can be made ({error.strerror}): jobs with -t do not start"
+        yield Finding("terminals", WEAKER, what, "mount devpts at /dev/pts; see kernel.pty.max")
+        return
+    try:
+        is_taken = can_take_back(master)
+    finally:
+        os.close(master)
+        os.close(slave)
+    if is_taken:
+        yield Finding("terminals", OK, "they outlive keeper, zygote and daemon, even if these are killed together")
+        return
+    why = "switched off by AGENTD_WITHOUT" if process.without("pidfd-getfd") else "the kernel forbids pidfd_getfd"
+    what = "if keeper, zygote and daemon are killed together, a job with -t gets SIGHUP, and its log may lack its end"
+    yield Finding("terminals", WEAKER, f"{why}: {what}", "Linux 5.6 or newer, with kernel.yama.ptrace_scope=0")
+
+
+def can_take_back(fd: int) -> bool:
+    """One child out of another, which is not its own: as a new keeper would of an agent."""
+    awaited, end = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        os.close(end)
+        os.read(awaited, 1)
+        os._exit(0)
+    taker = os.fork()
+    if taker == 0:
+        code = 1
+        with contextlib.suppress(OSError):
+            code = int(process.take_descriptor(holder, fd) is None)
+        os._exit(code)
+    _, status = os.waitpid(taker, 0)
+    os.close(end)
+    os.close(awaited)
+    os.waitpid(holder, 0)
+    return status == 0
+
+
 # --- where things are kept ----------------------------------------------------------------------------------
 
 
@@ -252,6 +294,19 @@ def daemon(_: str) -> Iterator[Finding]:
         yield Finding("daemon", OK, f"running, pid {status['pid']}, version {status['version']}")
 
 
+def short_verbs(state_dir: str) -> Iterator[Finding]:
+    lock = f"{state_dir}/{paths.RESIDENT_LOCK}"
+    if process.without("resident"):
+        what = "switched off by AGENTD_WITHOUT: each takes a tenth of a second longer"
+        yield Finding("short verbs", WEAKER, what, "unset AGENTD_WITHOUT")
+    elif process.byte_held(lock, 0):
+        with open(lock) as file:
+            pid = file.read(20).strip() or "?"
+        yield Finding("short verbs", OK, f"answered by a process with all imports done (pid {pid})")
+    else:
+        yield Finding("short verbs", OK, "not answered by a resident process yet; the next verb starts one")
+
+
 def unkept_attempts(state_dir: str) -> Iterator[Finding]:
     found = 0
     for id, home in homes(state_dir):
@@ -303,11 +358,13 @@ CHECKS: tuple[Callable[[str], Iterator[Finding]], ...] = (
     exit_status,
     pidfs,
     splice,
+    terminals,
     file_system,
     disk,
     git_version,
     settings,
     daemon,
+    short_verbs,
     unkept_attempts,
     stale_locks,
 )

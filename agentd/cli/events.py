@@ -2,13 +2,14 @@
 
 import json as jsonlib
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated
 
 import typer
 
-from agentd.cli import options, render
+from agentd.cli import event_sheet, options, render
 from agentd.client import Client
 from agentd.core.errors import Usage
 
@@ -51,18 +52,35 @@ def events(
                 return options.print_json(acked) if json else None
         id = None if job is None else client.ask("jobs.resolve", jobs=[job], owner=client.owner)["ids"][0]
         first = 0 if after is None and name is None and not is_following else after
-        width = options.width()
+        show = shower(client, json, quiet, name is not None, options.has_color(no_color))
         for event in client.events(name, first, mine, is_following):
             if not is_wanted(event, types or ["*"], id):
                 continue
-            if json:
-                sys.stdout.write(jsonlib.dumps(event) + "\n")
-            elif quiet:
-                sys.stdout.write(f"{event['seq']}\n")
-            else:
-                sys.stdout.write(render.event_line(event, width) + "\n")
+            show(event)
             if is_following:
                 sys.stdout.flush()
+
+
+def shower(
+    client: Client, json: bool, quiet: bool, is_reader: bool, is_colored: bool
+) -> Callable[[render.View], object]:
+    """Whole lines for programs, and for who has to acknowledge a number; sentences for people."""
+    width = options.width()
+
+    def put(text: str) -> None:
+        sys.stdout.write(text + "\n")
+
+    if json:
+        return lambda event: put(jsonlib.dumps(event))
+    if quiet:
+        return lambda event: put(str(event["seq"]))
+    if width is None:
+        return lambda event: put(event_sheet.event_line(event))
+    if is_reader:
+        return lambda event: put(render.cut(event_sheet.event_line(event), width))
+    names = {job["id"]: job["name"] for job in client.jobs(all=True)}
+    teller = event_sheet.Teller(width, is_colored, names)
+    return lambda event: put("\n".join(teller.lines(event, time.strftime("%Y-%m-%d"))))
 
 
 def is_wanted(event: render.View, types: Sequence[str], id: int | None) -> bool:

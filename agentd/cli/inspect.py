@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from agentd.cli import options, sheet
+from agentd.cli import options, pager, sheet
 from agentd.client import Client
 
 
@@ -14,6 +14,7 @@ def inspect(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Its id, its name, or %n, %+, %-.")],
     json: options.Json = False,
     quiet: options.Quiet = False,
+    no_pager: options.NoPager = False,
     no_color: options.NoColor = False,
 ) -> None:
     """Show everything about a job; --json: whole, with its files' records and its last 100 events."""
@@ -25,4 +26,6 @@ def inspect(
         print(document["job"]["id"])
     else:
         is_there = os.path.isdir(document["job"]["worktree"] or "")
-        print("\n".join(sheet.sheet(document, time.time(), is_there, options.width())))
+        lines = sheet.sheet(document, time.time(), is_there, options.width(), options.has_color(no_color))
+        with pager.paged(not no_pager):
+            print("\n".join(lines))

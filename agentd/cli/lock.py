@@ -6,10 +6,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from agentd import claimfile
+from agentd import claimfile, process
 from agentd.cli import as_utf8, options, render
 from agentd.client import Client, default_owner
-from agentd.core.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, AgentdError, NotNow, Usage
+from agentd.core.errors import EXIT_DEADLOCK, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, AgentdError, NotNow, Usage
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME…]", help="Paths and patterns, res:NAME, file:PATH.")]
 DEFAULT_WAIT = "60s"
@@ -22,7 +22,8 @@ def lock(
     append: Annotated[bool, typer.Option("--append", help="Beside others who only add.")] = False,
     res: options.Res = None,
     wait: Annotated[
-        str | None, typer.Option("--wait", metavar="TIME", help="So long; 0s: not at all. Default: 60s; with CMD: any.")
+        str | None,
+        typer.Option("--wait", metavar="TIME", help="How long; 0s: not at all, 0: any. Default: 60s; with CMD: 0."),
     ] = None,
     ticket: Annotated[str | None, typer.Option("--ticket", metavar="N", help="Go on waiting for what N asked.")] = None,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="What others are told.")] = "",
@@ -59,7 +60,7 @@ def lock(
     if argv:
         run_locked(argv, asked, options.owner_name(owner), quiet)
     with Client(owner=options.owner_name(owner)) as client:
-        answer = client.lock(**asked)
+        answer = acquire(client, asked, is_silent=quiet or json)
     if json:
         return options.print_json({"ok": True, **answer})
     if not quiet:
@@ -73,6 +74,33 @@ def patience(text: str | None, has_command: bool) -> float | None:
         return None if has_command else options.seconds("--wait", DEFAULT_WAIT)
     found = options.seconds("--wait", text)
     return None if text == "0" else found
+
+
+def acquire(client: Client, asked: dict[str, Any], is_silent: bool) -> dict[str, Any]:
+    """Who has to wait is told for whom, before the waiting begins."""
+    if os.environ.get("AGENTD_LOCKS"):
+        refuse_own_circle(client, asked)
+    if not is_silent and asked["wait"] != 0:
+        try:
+            return client.lock(**asked | {"wait": 0})
+        except NotNow as error:
+            if error.code != "busy":
+                raise
+            who = error.message.partition("\n")[0].removeprefix("[agentd:locked] ")
+            options.say(f"waiting: {render.one_line(who)}")
+    return client.lock(**asked)
+
+
+def refuse_own_circle(client: Client, asked: dict[str, Any]) -> None:
+    """A command under a claim would wait for its own end if it asked for what that claim keeps from it."""
+    above = set(process.ancestors(os.getppid()))
+    for want in asked["wants"]:
+        found = client.ask("lock.explain", name=want["name"], cwd=asked["cwd"], owner=client.owner)
+        for claim in found["claims"]:
+            can_share = claim["mode"] == want["mode"] != "exclusive"
+            if claim["holder"]["kind"] == "command" and claim["holder"]["pid"] in above and not can_share:
+                who = f"{claim['holder']['said']}, under which this runs, holds {claim['name']}"
+                raise AgentdError(render.one_line(f"{who}: it would wait for itself"), "deadlock", EXIT_DEADLOCK)
 
 
 def run_locked(argv: list[str], asked: dict[str, Any], owner: str | None, quiet: bool) -> NoReturn:
@@ -91,7 +119,7 @@ def run_locked(argv: list[str], asked: dict[str, Any], owner: str | None, quiet:
             what = f"cannot write a claim in {client.state_dir}: {error.strerror}; the command is not run"
             raise NotNow(what, "unavailable") from None
         try:
-            answer = client.lock(**asked, claim=key)
+            answer = acquire(client, asked | {"claim": key}, is_silent=quiet)
             claimfile.rewrite(fd, record | {"token": answer["token"], "granted": answer["granted"]})
         except AgentdError as error:
             claimfile.remove(client.state_dir, key)
@@ -148,3 +176,6 @@ def unlock(
     if not quiet:
         gone = [*answer["released"], *(f"ticket {number}" for number in answer["withdrawn"])]
         options.say(f"released {', '.join(map(render.one_line, gone))}" if gone else "already free")
+        if answer["still"]:
+            also = render.one_line(" ".join(answer["still"]))
+            options.say(f"what you still hold meets it; to give that back too: agentd unlock {also}")

@@ -35,7 +35,7 @@ def show(client: Client, all: bool, json: bool, no_color: bool, again: bool = Fa
         return options.print_json(answer)
     if again:
         print("\x1b[H\x1b[2J" if options.has_color(no_color) else "", end="\n")
-    for line in lock_sheet.table(answer, options.width()):
+    for line in lock_sheet.table(answer, options.width(), client.owner):
         print(line, flush=True)
 
 
@@ -45,7 +45,7 @@ def why(name: Name, json: options.Json = False) -> None:
         answer = client.ask("lock.explain", name=as_utf8(name), cwd=options.here(), owner=client.owner)
     if json:
         return options.print_json(answer)
-    for line in lock_sheet.explained(answer):
+    for line in lock_sheet.explained(answer, client.owner):
         print(line)
 
 
@@ -61,6 +61,7 @@ def graph(json: options.Json = False) -> None:
 
 def history(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only what meets it.")] = None,
+    all: Annotated[bool, typer.Option("-a", "--all", help="Of all repositories.")] = False,
     last: Annotated[str, typer.Option("-n", "--last", metavar="N", help="The newest so many.")] = "100",
     json: options.Json = False,
 ) -> None:
@@ -68,7 +69,7 @@ def history(
     count = options.number("--last", last, 1, 10_000)
     with Client() as client:
         given = None if name is None else as_utf8(name)
-        answer = client.ask("lock.history", name=given, cwd=options.here(), limit=count)
+        answer = client.ask("lock.history", name=given, all=all, cwd=options.here(), limit=count)
     for event in answer["events"]:
         if json:
             options.print_json(event)

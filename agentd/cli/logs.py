@@ -1,7 +1,6 @@
 """``agentd logs JOB``: what a job wrote, from its files; the daemon may be dead. Of an agent, its conversation."""
 
 import codecs
-import os
 import re
 import sys
 import time
@@ -11,7 +10,7 @@ from typing import Annotated
 import typer
 
 from agentd import follow
-from agentd.cli import options, render
+from agentd.cli import options, pager, render
 from agentd.client import Client
 from agentd.core.errors import EXIT_FAULT, NotNow, Refused, Usage
 from agentd.follow import Piece
@@ -30,33 +29,31 @@ def logs(
     exit_code: Annotated[bool, typer.Option("--exit-code", help="With -f: exit as the job did.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    no_pager: options.NoPager = False,
     no_color: options.NoColor = False,
 ) -> int:
     """Show what a job wrote, both streams in the order in which it came; of an agent, its conversation."""
     if exit_code and not is_following:
-        raise Usage("--exit-code goes with -f: without it the job may not have ended", "usage")
+        raise Usage(
+            "--exit-code goes with -f: without it the job may not have ended; add -f, or see: agentd wait", "usage"
+        )
     begin = None if since is None else moment(since)
     lines, number = options.number("--tail", tail), options.number("--attempt", attempt, 1)
     with Client(start=False) as client:
         id = resolve(client, job)
         path = follow.attempt_path(client.state_dir, id, number)
+    is_paged = not (is_following or raw or json or no_pager)
     if (follow.record(path, "spec.json") or {}).get("runner") and not (stdout or stderr):
-        from agentd.cli import conversation
-
-        records, earliest = conversation.Records(path), 0.0 if begin is None else begin / 1e9
-        with records.log:
-            if raw or json:
-                conversation.show(records, conversation.Lines(raw), is_following, lines, earliest)
-            else:
-                rendered = conversation.Rendered(path, timestamps, options.has_color(no_color), is_following)
-                conversation.show(records, rendered, is_following, lines, earliest)
+        show_conversation(
+            path, raw, json, timestamps, options.has_color(no_color), is_following, lines, begin, is_paged
+        )
         return ended(path) if exit_code else 0
     why = None if quiet or (is_following and not sys.stderr.isatty()) else why_silent(id, path, is_following)
     if why:
         options.say(why)
     wanted = follow.STREAMS if stdout == stderr else (("out",) if stdout else ("err",))
     printer = JsonLines() if json else Printer(timestamps, is_clean=not raw and sys.stdout.isatty())
-    with follow.Reader(path, wanted) as reader:
+    with follow.Reader(path, wanted) as reader, pager.paged(is_paged and not why):
         if begin is not None:
             reader.skip_before(begin)
         if lines is not None:
@@ -71,6 +68,28 @@ def logs(
     if not (follow.record(path, "end.json") or {}).get("log_whole", True) and not quiet:
         options.say("the end of this log may be missing: everything that could hold it was killed before the job ended")
     return ended(path) if exit_code else 0
+
+
+def show_conversation(
+    path: str,
+    raw: bool,
+    json: bool,
+    timestamps: bool,
+    is_colored: bool,
+    is_following: bool,
+    lines: int | None,
+    begin: int | None,
+    is_paged: bool,
+) -> None:
+    from agentd.cli import conversation
+
+    records, earliest = conversation.Records(path), 0.0 if begin is None else begin / 1e9
+    with records.log:
+        if raw or json:
+            return conversation.show(records, conversation.Lines(raw), is_following, lines, earliest)
+        rendered = conversation.Rendered(path, timestamps, is_colored, is_following and options.is_screen())
+        with pager.paged(is_paged):
+            conversation.show(records, rendered, is_following, lines, earliest)
 
 
 def ended(path: str) -> int:
@@ -89,11 +108,12 @@ def resolve(client: Client, ref: str) -> int:
             raise
     id = follow.job_named(client.state_dir, ref)
     if id is None:
-        raise Refused(
-            f'no job "{render.one_line(ref, 80)}" (no daemon is running, so only whole names and ids are known);'
-            " start it with: agentd daemon start",
-            "unknown_job",
-        )
+        from agentd.cli import offline
+
+        names = [str(job["name"]) for job in offline.jobs(client.state_dir, all=True)]
+        hint = options.nearest(ref, names, "start it with: agentd daemon start")
+        what = f'no job "{render.one_line(ref, 80)}" (no daemon is running, so only whole names and ids are known)'
+        raise Refused(f"{what}; {hint}", "unknown_job")
     return id
 
 
@@ -161,9 +181,7 @@ class Printer:
             self.write(cleaner.feed(b"", is_last=True))
 
     def write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(1, view) :]
+        pager.write(data)
 
 
 class JsonLines:

@@ -3,16 +3,18 @@
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from agentd.cli import as_utf8
-from agentd.cli.render import one_line
+from agentd.cli.render import one_line, shown
 from agentd.core.errors import Refused, Usage
 
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No talk on stderr; ids only.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+NoPager = Annotated[bool, typer.Option("--no-pager", help="On a terminal: not through a pager.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colours (also: NO_COLOR).")]
 
 # Of delegate and run.
@@ -29,6 +31,7 @@ Leave = Annotated[
     list[str] | None, typer.Option("--leave", metavar="PATTERN", help="Processes that may outlive the job.")
 ]
 Input = Annotated[bool, typer.Option("-i", "--input", help="Keep its standard input open.")]
+Tty = Annotated[bool, typer.Option("-t", "--tty", help="Give it a terminal of its own: agentd attach.")]
 Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="At most so much memory: 512M, 2G.")]
 Processes = Annotated[str | None, typer.Option("--processes", metavar="N", help="At most so many processes.")]
 LEAST_MEMORY = 1 << 20
@@ -40,6 +43,9 @@ Claim = Annotated[
     list[str] | None, typer.Option("--claim", metavar="PATH", help="Hold it first; it is queued until it can.")
 ]
 Res = Annotated[list[str] | None, typer.Option("--res", metavar="NAME", help="A resource: a port, a database.")]
+HeldRes = Annotated[
+    list[str] | None, typer.Option("--res", metavar="NAME", help="The same of a resource: a port, a database.")
+]
 Restart = Annotated[
     str | None, typer.Option("--restart", metavar="WHEN", help="on-failure: try again, with pauses that grow.")
 ]
@@ -51,10 +57,10 @@ Notify = Annotated[
 # Of delegate, for the built-in agent.
 Profile = Annotated[str | None, typer.Option("--profile", metavar="NAME", help="How; agentd profiles lists them.")]
 Model = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Another model than the profile's.")]
-MaxTurns = Annotated[str | None, typer.Option("--max-turns", metavar="N", help="At most so many; 0: any.")]
-MaxTokens = Annotated[str | None, typer.Option("--max-tokens", metavar="N", help="At most so many; 0: any.")]
+MaxTurns = Annotated[str | None, typer.Option("--max-turns", metavar="N", help="At most so many; 0: no limit.")]
+MaxTokens = Annotated[str | None, typer.Option("--max-tokens", metavar="N", help="At most so many; 0: no limit.")]
 MaxCost = Annotated[
-    str | None, typer.Option("--max-cost", metavar="DOLLARS", help="Spend at most so much; 0: any sum.")
+    str | None, typer.Option("--max-cost", metavar="DOLLARS", help="Spend at most so much; 0: no limit.")
 ]
 
 
@@ -198,10 +204,36 @@ def dollars(option: str, text: str | None) -> float | None:
     return float(text)
 
 
+def terminal_size(is_asked: bool, is_here: bool) -> tuple[int, int] | None:
+    """For a job with a terminal of its own; Usage if it is to be had here, and here is none."""
+    if not is_asked:
+        return None
+    if is_here and not (os.isatty(0) and os.isatty(1)):
+        raise Usage("-t in the foreground needs a terminal here; add -d, and look at it later: agentd attach", "no_tty")
+    from agentd import attach
+
+    return attach.own_size() or (24, 80)
+
+
+def refuse_json(verb: str, is_asked: bool) -> None:
+    if is_asked:
+        raise Usage(
+            f"{verb} shows what the job writes, so --json means nothing; there is: agentd inspect --json", "usage"
+        )
+
+
 def owner_name(given: str | None) -> str | None:
     if given is not None and not (0 < len(given) <= 100 and given.isprintable()):
         raise Usage(f'--owner: 1-100 printable characters, not "{one_line(given, 80)}"', "bad_name")
     return given
+
+
+def nearest(word: str, known: Sequence[str], else_: str) -> str:
+    """``did you mean NAME?``, or what to do if nothing is like it."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    return f"did you mean {', '.join(close)}?" if close else else_
 
 
 def here() -> str:
@@ -228,13 +260,13 @@ def text_or_input(text: str | None, ask: str) -> str:
 
 
 def say(text: str) -> None:
-    """Talk: for people, never data."""
-    print(f"agentd: {text}", file=sys.stderr, flush=True)
+    """Talk: for people, never data. Whatever it quotes, nothing in it drives a terminal."""
+    print(f"agentd: {shown(text)}", file=sys.stderr, flush=True)
 
 
 def tell(text: str, end: str = "\n") -> None:
     """Talk that goes on."""
-    print(text, end=end, file=sys.stderr, flush=True)
+    print(shown(text), end=end, file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
@@ -244,7 +276,12 @@ def print_json(value: Any) -> None:
 
 
 def has_color(no_color: bool) -> bool:
-    return not no_color and not os.environ.get("NO_COLOR") and sys.stdout.isatty()
+    return not no_color and not os.environ.get("NO_COLOR") and is_screen()
+
+
+def is_screen() -> bool:
+    """Is standard output a terminal that can do more than a typewriter? What reads aloud says TERM=dumb."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "")
 
 
 def width() -> int | None:

@@ -22,7 +22,7 @@ def profiles(
     if quiet:
         lines = [render.one_line(profile["name"]) for profile in found]
     else:
-        lines = render.table(COLUMNS, [row(profile) for profile in found], options.width())
+        lines = table(found, options.width())
     print("\n".join(lines))
 
 
@@ -40,6 +40,16 @@ def has_text(path: str) -> bool:
             return bool(file.read(4096).strip())
     except OSError:
         return False
+
+
+def table(found: list[dict[str, Any]], width: int | None) -> list[str]:
+    """Where it is too wide for the terminal, the key has a line of its own: that it is missing is what matters."""
+    rows = [row(profile) for profile in found]
+    lines = render.table(COLUMNS, rows)
+    if width is None or max(map(render.columns_of, lines)) <= width:
+        return lines
+    head, *short = render.table(COLUMNS[:-1], [cells[:-1] for cells in rows], width)
+    return [head, *(line for one, cells in zip(short, rows, strict=True) for line in (one, f"    key: {cells[-1]}"))]
 
 
 def row(profile: dict[str, Any]) -> list[str]:

@@ -1,12 +1,14 @@
 """``agentd ps`` for people and programs; ``agentd jobs`` as a shell shows them."""
 
+import os
 import sys
 import time
 from typing import Annotated
 
 import typer
 
-from agentd.cli import options, render
+from agentd.cli import options, paint, render
+from agentd.cli import tree as drawn
 from agentd.client import Client
 
 All = Annotated[bool, typer.Option("-a", "--all", help="Those that have ended, too.")]
@@ -19,6 +21,7 @@ def ps(
     mine: Annotated[bool, typer.Option("--mine", help="Only your own.")] = False,
     last: Last = None,
     latest: Latest = False,
+    is_tree: Annotated[bool, typer.Option("--tree", help="Each under the one that delegated it.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show it anew whenever something happens.")] = False,
     quiet: options.Quiet = False,
     json: options.Json = False,
@@ -30,12 +33,14 @@ def ps(
 
     def show() -> None:
         jobs, ended = chosen(client, all, mine, count)
+        if is_tree and not {job["parent"] for job in jobs} <= {None, *(job["id"] for job in jobs)}:
+            jobs = drawn.with_parents(jobs, {job["id"]: job for job in client.jobs(all=True)})
         if json:
             options.print_json(jobs)
         elif quiet:
             print_lines([str(job["id"]) for job in jobs])
         else:
-            print_table(jobs, None if no_trunc else options.width(), options.has_color(no_color))
+            print_table(jobs, None if no_trunc else options.width(), options.has_color(no_color), is_tree)
             if not watch and not all and count is None:
                 tell_of_hidden(ended, bool(jobs), mine)
 
@@ -55,7 +60,7 @@ def newest(client: Client) -> int:
 
 
 def draw(show: object) -> None:
-    if sys.stdout.isatty():
+    if options.is_screen():
         print("\x1b[H\x1b[2J", end="")
     assert callable(show)
     show()
@@ -81,11 +86,17 @@ def tell_of_hidden(ended: int, is_any_shown: bool, mine: bool) -> None:
         options.say("there are no jobs yet; agentd delegate --help says how to start one")
 
 
-def print_table(jobs: list[render.View], width: int | None, is_colored: bool) -> None:
-    lines = render.job_table(jobs, time.time(), width)
-    if is_colored:
-        lines[0] = f"\x1b[1m{lines[0]}\x1b[0m"
-    print_lines(lines)
+def print_table(jobs: list[render.View], width: int | None, is_colored: bool, is_tree: bool) -> None:
+    branches = None
+    if is_tree:
+        nodes = drawn.tree(jobs, drawn.DRAWN if is_drawable() else drawn.PLAIN)
+        branches, jobs = [branch for branch, _ in nodes], [job for _, job in nodes]
+    style = paint.of_jobs(jobs) if is_colored else None
+    print_lines(render.job_table(jobs, time.time(), width, style, branches))
+
+
+def is_drawable() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8" and os.environ.get("TERM") != "dumb"
 
 
 def print_lines(lines: list[str]) -> None:

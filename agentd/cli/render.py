@@ -3,10 +3,11 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from agentd import forms
+from agentd.cli.paint import Style, paint
 
 View = dict[str, Any]
 
@@ -17,8 +18,11 @@ SEQUENCE = re.compile(
     r"|(?:\x1b[]PX^_]|[\x90\x98\x9d\x9e\x9f])[^\x07\x1b\x90-\x9f\n]*(?:\x07|\x1b\\|\x9c)"  # OSC DCS SOS PM APC
     r"|\x1b[ -/]*[0-~]"
 )
-HIDDEN = frozenset(
-    "\u061c\u200b\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+HARMFUL = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # C0, DEL, C1
+    "\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"  # what hides or turns text
+    "\ud800-\udfff]"
 )
 
 
@@ -29,17 +33,12 @@ def clean(text: str, keep: str = "\t\n") -> str:
 
 def shown(text: str, keep: str = "") -> str:
     """Every control as ``\\x..``, what hides or turns text as ``\\u....``; no sequence is taken out."""
-    return "".join(c if c in keep or is_harmless(c) else code(c) for c in text)
-
-
-def is_harmless(character: str) -> bool:
-    number = ord(character)
-    return number >= 32 and not 127 <= number < 160 and character not in HIDDEN and not 0xD800 <= number < 0xE000
+    return HARMFUL.sub(lambda found: found[0] if found[0] in keep else code(found[0]), text)
 
 
 def code(character: str) -> str:
     number = ord(character)
-    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 65536 else f"\\U{number:08x}"
 
 
 def one_line(text: str, limit: int = 2000) -> str:
@@ -93,6 +92,23 @@ def span(seconds: float) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
+def ago(text: str | None, now: float) -> str:
+    """``just now``, ``3 min ago``, ``2 h ago``, ``5 days ago``; a moment to come is ``in 3 min``."""
+    at = moment(text)
+    if at is None:
+        return "-"
+    seconds = abs(now - at)
+    if seconds < 5:
+        return "just now"
+    size, unit = next((size, unit) for size, unit in AGES if seconds >= size)
+    number = int(seconds // size)
+    words = count(number, unit) if unit == "day" else f"{number} {unit}"
+    return f"in {words}" if at > now else f"{words} ago"
+
+
+AGES = ((86400, "day"), (3600, "h"), (60, "min"), (1, "s"))
+
+
 def span_in_full(seconds: float) -> str:
     """As one would write it after ``--timeout``: ``1h30m``, ``90s`` is ``1m30s``, ``0.5s``."""
     whole, parts = int(seconds), []
@@ -128,50 +144,69 @@ def running_time(job: View, now: float) -> str:
 
 # --- jobs ---------------------------------------------------------------------------------------------------
 
-LEFT_OUT = ("COST", "TURNS", "AGENT", "CHANGES", "EXIT", "TIME")
+LEFT_OUT = ("COST", "TURNS", "AGENT", "ENDED", "CHANGES", "EXIT", "TIME")
 """What a narrow terminal does without, the first one first."""
 NARROW = 100
 ROOM = 24
 """So many places the last column should have."""
+LEAST = {"NAME": 8, "STATE": 10}
+"""To so many places a column is cut in the end."""
 
 
-def job_table(jobs: Sequence[View], now: float, width: int | None = None) -> list[str]:
-    """``ps``. Some columns are there only if they say something; in a narrow terminal TASK has some room."""
+def job_table(
+    jobs: Sequence[View],
+    now: float,
+    width: int | None = None,
+    style: Style | None = None,
+    branches: Sequence[str] | None = None,
+) -> list[str]:
+    """``ps``. Some columns are there only if they say something; in a narrow terminal TASK has some room. ``branches``:
+    what stands before each name, to draw who delegated what."""
     names = 20 if width is not None and width < NARROW else None
+    before = branches or [""] * len(jobs)
     columns = {
         "ID": [str(job["id"]) for job in jobs],
-        "NAME": [job["name"] if names is None else cut(job["name"], names) for job in jobs],
+        "NAME": [
+            branch + (job["name"] if names is None else cut(job["name"], names))
+            for branch, job in zip(before, jobs, strict=True)
+        ],
         "STATE": [state_words(job) for job in jobs],
         "AGENT": [one_line(job["agent"], 20) for job in jobs],
         "TIME": [running_time(job, now) for job in jobs],
         "EXIT": [exit_word(job) for job in jobs],
+        "ENDED": [ago(job["ended_at"], now) for job in jobs],
         "TURNS": [str(job["progress"]["turns"]) if job["progress"] else "-" for job in jobs],
         "COST": [money(job["progress"]["cost"]) if has_spent(job) else "-" for job in jobs],
         "CHANGES": [changes_word(job) for job in jobs],
-        "TASK": [activity(job) or one_line(job["task"] or command_text(job["argv"])) for job in jobs],
+        "TASK": [task_words(job) for job in jobs],
     }
     if set(columns["AGENT"]) <= {"command"}:
         del columns["AGENT"]
-    for name in [name for name in ("TURNS", "COST", "CHANGES") if set(columns[name]) <= {"-"}]:
+    for name in [name for name in ("ENDED", "TURNS", "COST", "CHANGES") if set(columns[name]) <= {"-"}]:
         del columns[name]
     fit(columns, width)
-    return table(list(columns), list(zip(*columns.values(), strict=True)), width)
+    return table(list(columns), list(zip(*columns.values(), strict=True)), width, style)
 
 
-def fit(columns: dict[str, list[str]], width: int | None) -> None:
-    """Leave out, and at last cut names, until the last column has some room."""
+def task_words(job: View) -> str:
+    return activity(job) or one_line(job["task"] or command_text(job["argv"]))
+
+
+def fit(columns: dict[str, list[str]], width: int | None, left_out: Sequence[str] = LEFT_OUT) -> None:
+    """Leave out, and at last cut names and states, until the last column has some room."""
 
     def lacking() -> int:
         sizes = [max(columns_of(cell) for cell in (name, *cells)) + 2 for name, cells in columns.items()]
         return 0 if width is None else ROOM - width + sum(sizes[:-1])
 
-    for name in LEFT_OUT:
+    for name in left_out:
         if lacking() <= 0:
             return
         columns.pop(name, None)
-    if lacking() > 0:
-        size = max(8, max(columns_of(name) for name in columns["NAME"]) - lacking())
-        columns["NAME"] = [cut(name, size) for name in columns["NAME"]]
+    for name, least in LEAST.items():
+        if lacking() > 0:
+            size = max(least, max(columns_of(cell) for cell in columns[name]) - lacking())
+            columns[name] = [cut(cell, size) for cell in columns[name]]
 
 
 def changes_word(job: View) -> str:
@@ -245,9 +280,14 @@ def spent_words(turns: int, tokens: int, cost: float | None) -> str:
 def state_words(job: View) -> str:
     if job["state"] == "done":
         return f"{job['outcome']} (merged)" if is_merged(job) else str(job["outcome"])
+    if job["state"] == "preparing":
+        return f"preparing ({PHASES.get(job['waiting'] or '', 'the worktree')})"
     if job["waiting"] and not (job["progress"] and job["state"] in ("waiting", "parked")):
         return f"{job['state']} ({one_line(job['waiting'], 60)})"
     return str(job["state"])
+
+
+PHASES = {"worktree": "making a worktree", "checkout": "checking out files", "fill": "copying ignored files"}
 
 
 def is_merged(job: View) -> bool:
@@ -287,6 +327,8 @@ def outcome_sentence(job: View) -> str | None:
             return f"{head} was killed"
         case "failed" if reason:
             return f"{head} failed: {reason}"
+        case "failed" if job["progress"]:
+            return f"{head} failed; what it says of it: agentd result {job['id']}"
     return None
 
 
@@ -315,6 +357,14 @@ def base_sentence(answer: View, with_changes: bool) -> str:
         return f"job {job['id']} has your changes, as snapshot {answer['snapshot'][:10]}{where}"
     nothing = "; your tree has no changes to take along" if with_changes else ""
     return f"job {job['id']} starts from {job['base'][:10]}{where}{nothing}"
+
+
+def lock_sentence(job: View) -> str | None:
+    """A new job that cannot start yet says what it waits for."""
+    lock = job["waiting"] or ""
+    if job["state"] != "queued" or lock.partition(" ")[0] != "lock":
+        return None
+    return f"job {job['id']} waits for {one_line(lock.partition(' ')[2], 300) or 'what it claims'}"
 
 
 def excluded_sentence(id: int, excluded: View) -> str:
@@ -354,59 +404,44 @@ def bash_marks(jobs: Iterable[View]) -> dict[int, str]:
 
 def bash_line(job: View, mark: str, with_pid: bool = False) -> str:
     """``[1]-  Running                 sleep 3 &``"""
-    command = one_line(job["task"] if job["progress"] else " ".join(job["argv"]) or job["task"])
     state = forms.state_word(job["state"], job["outcome"], job["exit_code"], job["signal"])
-    ended = job["state"] == "done"
-    return forms.job_line(
-        job["number"], mark, state, command if ended else f"{command} &", job["pid"] if with_pid else None
-    )
+    command = f"{command_of(job)}{in_background(job)}"
+    return forms.job_line(job["number"], mark, state, command, job["pid"] if with_pid else None)
 
 
-# --- events -------------------------------------------------------------------------------------------------
+def command_of(job: View) -> str:
+    return one_line(job["task"] if job["progress"] else " ".join(job["argv"]) or job["task"])
 
 
-FIRST = ("outcome", "exit_code", "signal", "reason")
-
-
-def event_line(event: View, width: int | None = None) -> str:
-    """``17  2026-01-31T12:00:01.123Z  job 7  job.completed  outcome=failed exit_code=3``. With a ``width`` it is cut
-    to it, and has the local time of day."""
-    about = f"job {event['job']}" if event["job"] else "-"
-    if event["job"] and (event["attempt"] or 1) > 1:
-        about += f".{event['attempt']}"
-    data = {key: event["data"][key] for key in FIRST if key in event["data"]} | event["data"]
-    facts = " ".join(f"{key}={fact(value, key)}" for key, value in data.items() if value not in (None, [], {}, ""))
-    at = event["at"] if width is None else datetime.fromisoformat(event["at"]).astimezone().strftime("%H:%M:%S")
-    line = f"{event['seq']:>6}  {at}  {about:<8}  {event['type']:<18} {facts}".rstrip()
-    return line if width is None else cut(line, width)
-
-
-def fact(value: Any, key: str = "") -> str:
-    if key.endswith("_at") and isinstance(value, float):
-        return datetime.fromtimestamp(value, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    if key == "diffstat" and isinstance(value, dict):
-        return f"{count(value['files'], 'file').replace(' ', ':')},+{value['insertions']},-{value['deletions']}"
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return one_line(" ".join(value), 200)
-    if isinstance(value, dict | list):
-        import json
-
-        return one_line(json.dumps(value), 200)
-    return one_line(str(value), 200)
+def in_background(job: View) -> str:
+    """A shell marks what runs there: what is stopped, or has ended, does not."""
+    return "" if job["state"] in ("done", "stopped") else " &"
 
 
 # --- tables -------------------------------------------------------------------------------------------------
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    width: int | None = None,
+    style: Style | None = None,
+) -> list[str]:
     """Aligned lines. With a ``width`` the last column is cut to fit; without, nothing is cut or wrapped."""
     sizes = [max(columns_of(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
+    room = None if width is None else max(LEAST_LAST, width - sum(sizes[:-1]) - 2 * len(sizes[:-1]))
     lines = []
-    for row in (columns, *rows):
-        head = "  ".join(padded(cell, size) for cell, size in zip(row[:-1], sizes[:-1], strict=True))
-        room = None if width is None else max(10, width - columns_of(head) - 2)
-        lines.append(f"{head}  {row[-1] if room is None else cut(row[-1], room)}".rstrip())
+    for number, row in enumerate((columns, *rows), -1):
+        *cells, last = row
+        shown = [padded(cell, size) for cell, size in zip(cells, sizes[:-1], strict=True)]
+        shown.append(last if room is None else cut(last, room))
+        if style is not None:
+            shown = [paint(cell, style(number, name)) for cell, name in zip(shown, columns, strict=True)]
+        lines.append("  ".join(shown).rstrip())
     return lines
+
+
+LEAST_LAST = 4
 
 
 def columns_of(text: str) -> int:

@@ -27,6 +27,9 @@ def restart(
             if not json and not quiet:
                 options.say(f"job {view['id']} ({view['name']}): attempt {view['attempt']}")
             begins_anew = before["state"] == "done" and before["restart"] == "no" and not resume
+            if before["outcome"] == "limited" and resume and not quiet:
+                reason = render.one_line(before["reason"] or "", 60)
+                options.say(f"its limit of {reason} holds for all attempts together, so it may end there again")
             if before["progress"] and begins_anew and not quiet:
                 options.say(f"job {view['id']} begins its conversation anew; restart --resume would go on with it")
             return view

@@ -1,12 +1,15 @@
 """``inspect`` for people: one job, whole, as lines of text. Pure."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 
+from agentd.cli.event_sheet import Teller, event_line
+from agentd.cli.paint import paint, state_style
 from agentd.cli.render import (
     View,
+    ago,
     command_text,
     count,
-    event_line,
     exit_word,
     indented,
     local,
@@ -17,26 +20,54 @@ from agentd.cli.render import (
     span_in_full,
     spent_words,
     state_words,
+    wrapped,
 )
 
 WIDTH = 15
 SHOWN_EVENTS = 20
 
 
-def sheet(document: View, now: float, is_there: bool = True, width: int | None = None) -> list[str]:
-    """``is_there``: whether the worktree's folder is. ``width``: a terminal's, for events and what an agent says."""
-    lines = [*rows(entries(document, now, is_there)), *agent_lines(document["job"], width), *rows(attempts(document))]
-    if document["events"]:
-        lines += ["events:", *(event_line(event, width) for event in document["events"][-SHOWN_EVENTS:])]
-    return lines
+def sheet(
+    document: View, now: float, is_there: bool = True, width: int | None = None, is_colored: bool = False
+) -> list[str]:
+    """``is_there``: whether the worktree's folder is. ``width``: a terminal's; nothing from outside is wrapped to its
+    left edge."""
+    job = document["job"]
+    head, foot = rows(entries(document, now, is_there), width), rows(attempts(document), width)
+    lines = [*head, *agent_lines(job, width), *foot]
+    if is_colored:
+        lines = [colored(line, job) for line in lines]
+    events = document["events"][-SHOWN_EVENTS:]
+    return (
+        lines
+        + [paint("events:", "dim" if is_colored else "")] * bool(events)
+        + event_lines(events, job, now, width, is_colored)
+    )
 
 
-def rows(entries: Iterable[tuple[str, object]]) -> Iterator[str]:
+def event_lines(events: list[View], job: View, now: float, width: int | None, is_colored: bool) -> list[str]:
+    if width is None:
+        return [event_line(event) for event in events]
+    teller = Teller(width, is_colored, {job["id"]: job["name"]})
+    today = datetime.fromtimestamp(now).strftime("%Y-%m-%d")
+    return [line for event in events for line in teller.lines(event, today)]
+
+
+def colored(line: str, job: View) -> str:
+    """Its label, which is one of ours: what comes from outside stands behind it."""
+    label, text = line[:WIDTH], line[WIDTH:]
+    style = {"job:": "strong", "state:": state_style(job), "asks:": "asks"}.get(label.strip(), "")
+    return paint(label, "dim" if label.strip() else "") + paint(text, style)
+
+
+def rows(entries: Iterable[tuple[str, object]], width: int | None = None) -> Iterator[str]:
     """Names and texts; a list has its name in its first row only."""
+    room = None if width is None else width - WIDTH
     for name, value in entries:
         texts = value if isinstance(value, list) else [] if value in (None, "") else [str(value)]
-        for label, text in zip([f"{name}:", *[""] * len(texts)], texts, strict=False):
-            yield f"{label:<{WIDTH}}{one_line(text)}"
+        pieces = [piece for text in texts for piece in wrapped(one_line(text), room)]
+        for label, text in zip([f"{name}:", *[""] * len(pieces)], pieces, strict=False):
+            yield f"{label:<{WIDTH}}{text}"
 
 
 def entries(document: View, now: float, is_there: bool) -> Iterator[tuple[str, object]]:
@@ -47,6 +78,7 @@ def entries(document: View, now: float, is_there: bool) -> Iterator[tuple[str, o
     yield "reason", job["reason"]
     yield "result", result_lines(job["result"] or {})
     yield "merged", merged_words(job["merged"])
+    yield "overlaps", overlap_lines(job.get("overlaps") or [])
     yield "task", job["task"]
     yield "command", None if job["progress"] else command_text(job["argv"])
     yield "agent", job["agent"]
@@ -58,15 +90,19 @@ def entries(document: View, now: float, is_there: bool) -> Iterator[tuple[str, o
     yield "base", job["base"]
     yield "not there", [str(name) for name in worktree.get("missing") or []]
     yield "parent", job["parent"]
-    yield "created", local(job["created_at"])
-    yield "started", local(job["started_at"])
-    yield "ended", local(job["ended_at"])
-    yield "starts again", local(job["again_at"])
+    yield "created", when(job["created_at"], now)
+    yield "started", when(job["started_at"], now)
+    yield "ended", when(job["ended_at"], now)
+    yield "starts again", when(job["again_at"], now)
     yield "time", running_time(job, now)
     yield "pid", job["pid"] if job["state"] != "done" else None
     yield "limits", limit_lines(document["spec"])
     yield "ended with it", process_lines(job["swept"])
     yield "left alive", process_lines(job["left"])
+
+
+def when(text: str | None, now: float) -> str | None:
+    return None if text is None else f"{local(text)} ({ago(text, now)})"
 
 
 def attempts(document: View) -> Iterator[tuple[str, object]]:
@@ -119,6 +155,11 @@ def worktree_lines(job: View, is_there: bool) -> list[str]:
     if is_there or job["state"] != "done" or job["removed"]:
         return [job["worktree"]]
     return [f"{job['worktree']} is gone", *snapshot_lines(job)]
+
+
+def overlap_lines(overlaps: Sequence[View]) -> list[str]:
+    """With whom it changes the same files, and whether the changes merge."""
+    return [f"job {one['job']}, {one['verdict']}: {', '.join(one['conflicts'] or one['paths'])}" for one in overlaps]
 
 
 def snapshot_lines(job: View) -> list[str]:

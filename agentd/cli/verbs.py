@@ -1,5 +1,9 @@
-"""The table of verbs, and typer told to load each only when it is called."""
+"""The table of verbs, and typer told to load each only when it is called.
 
+What typer makes of a verb is kept: the resident process has it made before it is called.
+"""
+
+import functools
 import re
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -19,8 +23,14 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "run": ("agentd.cli.run", "run", "Run a command in place; -d: in the background."),
     "ps": ("agentd.cli.ps", "ps", "List jobs."),
     "jobs": ("agentd.cli.ps", "jobs", "List your own jobs as a shell does."),
+    "top": ("agentd.cli.top", "top", "Show what jobs use: CPU, memory, output, cost; live."),
     "logs": ("agentd.cli.logs", "logs", "Show a job's output; -f: as it comes."),
     "wait": ("agentd.cli.wait", "wait", "Wait for jobs, and exit as they did."),
+    "attach": ("agentd.cli.attach", "attach", "Be at the terminal of a job that was started with -t."),
+    "fg": ("agentd.cli.control", "fg", "Bring a job to the foreground."),
+    "bg": ("agentd.cli.control", "bg", "Let stopped jobs go on in the background."),
+    "stop": ("agentd.cli.control", "stop", "Stop jobs with all their processes; their time limits wait."),
+    "cont": ("agentd.cli.control", "cont", "Let stopped jobs go on."),
     "kill": ("agentd.cli.kill", "kill", "End jobs with all their processes, or send a signal."),
     "send": ("agentd.cli.send", "send", "Send text to an agent, or to a job's standard input."),
     "answer": ("agentd.cli.answer", "answer", "Answer what an agent asks."),
@@ -61,11 +71,12 @@ GROUPS = {"daemon": DAEMON_VERBS, "locks": LOCKS_VERBS}
 # What the verbs are called elsewhere.
 ELSEWHERE = {
     **dict.fromkeys(("ls", "list", "status", "queue"), "ps"),
+    "stats": "top",
     **dict.fromkeys(("add", "submit", "spawn", "task"), "delegate"),
-    **dict.fromkeys(("exec", "start", "bg"), "run -d"),
+    **dict.fromkeys(("exec", "start"), "run -d"),
     **dict.fromkeys(("log", "output", "tail", "follow", "cat"), "logs"),
-    **dict.fromkeys(("stop", "pause"), "kill -STOP"),
-    **dict.fromkeys(("cont", "resume", "unpause"), "kill -CONT"),
+    **dict.fromkeys(("pause", "suspend"), "stop"),
+    **dict.fromkeys(("resume", "unpause", "continue"), "cont"),
     **dict.fromkeys(("show", "info", "describe"), "inspect"),
     **dict.fromkeys(("remove", "delete", "prune", "drop"), "rm"),
     **dict.fromkeys(("trash", "restore"), "undo"),
@@ -162,6 +173,7 @@ def plain(**more: Any) -> typer.Typer:
     return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, **more)
 
 
+@functools.cache
 def command(name: str, function: Callable[..., Any]) -> Any:
     app = plain()
     settings = dict(SETTINGS)
@@ -171,12 +183,14 @@ def command(name: str, function: Callable[..., Any]) -> Any:
     return typer.main.get_command(app)
 
 
+@functools.cache
 def command_line() -> Any:
     app = plain(cls=LazyGroup, name="agentd", context_settings=SETTINGS, subcommand_metavar="VERB …")
     app.callback()(top)
     return typer.main.get_command(app)
 
 
+@functools.cache
 def group(name: str) -> Any:
     """``agentd locks`` alone does something, ``agentd daemon`` does not."""
     module = import_module(VERBS[name][0])
@@ -228,7 +242,22 @@ def wants_json(args: Sequence[str]) -> bool:
     return "--json" in own
 
 
-RUN_FLAGS = ("-d", "--detach", "-i", "--input", "-q", "--quiet", "--json", "--no-color", "-h", "--help", "-di", "-id")
+RUN_FLAGS = (
+    "-d",
+    "--detach",
+    "-i",
+    "--input",
+    "-t",
+    "--tty",
+    "-q",
+    "--quiet",
+    "--json",
+    "--no-color",
+    "-h",
+    "--help",
+    "-di",
+    "-id",
+)
 
 
 def command_start(words: Sequence[str]) -> int:

@@ -147,7 +147,7 @@ class Queued(Fact, frozen=True):
     position: int
     """1: nobody before it in the queue, it waits for holders alone."""
     blockers: tuple[Blocker, ...]
-    """Holders first. Of the requests before it, the first :data:`agentd.core.locks.BLOCKERS_SHOWN`."""
+    """Holders first. Of the requests before it, the first :data:`agentd.core.lockbook.BLOCKERS_SHOWN`."""
 
 
 class Busy(Fact, frozen=True):

@@ -241,6 +241,7 @@ class Job(Fact, frozen=True):
     has_input: bool = False
     claims: tuple[Want, ...] = ()
     """Locks that it holds before it starts."""
+    has_terminal: bool = False
     restart: str = "no"
     tries: int = 0
     """Attempts in a row that came to nothing."""

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from agentd.core import patterns
 from agentd.core.claims import (
     APPEND,
     MODES,
@@ -28,6 +29,7 @@ from agentd.core.claims import (
 from agentd.core.names import escaped
 
 Clock = Callable[[float], str]
+PATHS_SHOWN = 10
 
 
 # --- words ------------------------------------------------------------------------------------------------------
@@ -46,7 +48,7 @@ def name_text(name: Name) -> str:
 
 def name_word(name: Name) -> str:
     """The name as a word of a command line, which means it again wherever it is typed."""
-    word = str(name)
+    word = f"path:{patterns.typed(name.text)}" if name.kind == "path" else str(name)
     if word.isprintable():
         return shlex.quote(word)
     safe = word.replace("\\", "\\\\").replace("'", "\\'")
@@ -70,6 +72,14 @@ def span(seconds: float) -> str:
 def ordinal(number: int) -> str:
     ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{ending}"
+
+
+def held_back(first: Blocker) -> str:
+    """What a job that has not started waits for. A claim that is pending falls by a person's deed alone."""
+    name, who = name_text(first.name), holder_text(first.holder)
+    if first.state == PENDING:
+        return f"{name}, until {who} is merged or removed"
+    return f"{name}, {'behind' if first.state == 'waiting' else 'held by'} {who}"
 
 
 # --- texts --------------------------------------------------------------------------------------------------------
@@ -183,12 +193,45 @@ def contested(fact: Contested) -> str:
     )
 
 
+def overlap(other: Holder, paths: Sequence[str], verdict: str, conflicts: Sequence[str]) -> str:
+    """To an agent that works on one of two sides. Nobody is stopped."""
+    if verdict == "conflicting":
+        said = (
+            f"As they are now the two changes conflict, in {_paths(conflicts)}: the second to be merged will be sent"
+            " back. If yours can do without these lines, take them out; else go on, and say so at the end."
+        )
+    elif verdict == "clean":
+        said = "As they are now the two changes merge cleanly. Go on, and change no more than you need."
+    else:
+        said = "Whether the two changes merge could not be found out."
+    return (
+        f"[agentd:overlap] {holder_text(other)} changes files that you change: {_paths(paths)}.\n"
+        f"This is coordination, not a fault. {said}"
+    )
+
+
+def _paths(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - PATHS_SHOWN} more" if len(paths) > PATHS_SHOWN else ""
+    return ", ".join(map(escaped, paths[:PATHS_SHOWN])) + more
+
+
 def not_yours(claim: Claim, at: float) -> str:
     """To whoever gives back what is somebody else's."""
     whose = (
         f"{name_text(claim.name)} is held by {holder_text(claim.holder)}, since {span(at - claim.since)}, not by you"
     )
     return f"{whose}; to take it away: agentd locks break {name_word(claim.name)} --reason TEXT"
+
+
+def not_held(name: Name, met: Sequence[Claim]) -> str:
+    """To whoever would break a claim that is not there by this name."""
+    if not met:
+        return f"{name_text(name)} is not held by anybody; agentd locks lists what is"
+    claim = met[0]
+    return (
+        f"nobody holds {name_text(name)} by that name; {holder_text(claim.holder)} holds {name_text(claim.name)}:"
+        f" agentd locks break {name_word(claim.name)} --reason TEXT"
+    )
 
 
 def refused_merge(job: str, found: Sequence[tuple[str, Claim]]) -> str:

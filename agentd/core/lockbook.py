@@ -1,4 +1,4 @@
-"""What is held and what waits, and every question about it. Only :class:`agentd.core.locks.Table` changes it.
+"""What is held and what waits, and every question about it. Who changes it is told in :mod:`agentd.core.locks`.
 
 Whoever waits *watches* one thing it waits for, a claim or a request before it, and is looked at again only when that
 is gone. So a release costs what it lets go, however many wait.
@@ -148,7 +148,9 @@ class Book:
                     found.append(Clash(want, claims, len(claims)))
         _, short = self._choose_slots(id, wants)
         for name, count in short.items():
-            taken = [c for slot in self.pools.slots(name) for c in self._held_by_others(id, Want(slot))]
+            # A slot that is asked for by its number is not any other slot, too.
+            others = [Want(slot) for slot in self.pools.slots(name) if Want(slot) not in wants]
+            taken = [claim for slot in others for claim in self._held_by_others(id, slot)]
             found.append(Clash(Want(name), tuple(taken), count))
         return found
 
@@ -230,14 +232,16 @@ class Book:
         return found
 
     def _ticket_before(self, request: Request) -> int | None:
-        """One of :meth:`_before`."""
+        """One of :meth:`_before`: for the last in the queue the nearest, so that a long queue is a chain, in which one
+        watches another. For one that is looked at again the oldest, which is quickly found."""
         id, passes = request.holder.id, set(request.passes)
+        is_last = next(reversed(self._requests), 0) <= request.ticket
         for want in request.wants:
             for line in self._clashing_lines(want):
-                for ticket, other in line.items():
-                    if ticket >= request.ticket:
+                for ticket in reversed(line) if is_last else line:
+                    if ticket > request.ticket and not is_last:
                         break
-                    if other != id and ticket not in passes:
+                    if line[ticket] != id and ticket not in passes:
                         return ticket
         return None
 

@@ -47,6 +47,11 @@ def literal(path: str, root: str = "", fold: bool = False) -> str:
     return _folded("/".join(_segments(path, root)), fold)
 
 
+def typed(path: str) -> str:
+    """A pattern that fits this path and hardly another, for one with characters that patterns cannot have."""
+    return re.sub(r"[\[\]{}]|\\(?=[*?])|^!", "?", path)
+
+
 def _segments(text: str, root: str) -> list[str]:
     shown = escaped(text)
     if not text.strip():

@@ -1,12 +1,13 @@
 """The methods of the protocol that are about locks."""
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from typing import Any
 
-from agentd import protocol
+from agentd import config, protocol
 from agentd.core import events as on
 from agentd.core import lock_texts as texts
 from agentd.core import patterns
@@ -17,10 +18,11 @@ from agentd.core.ladder import ladder
 from agentd.daemon import lock_names
 from agentd.daemon.engine import Engine
 from agentd.daemon.lock_names import Where
-from agentd.daemon.locking import Locking, claim_view, day_time
-from agentd.daemon.perform import Performer
+from agentd.daemon.locking import Locking, claim_view, day_time, is_blocking
+from agentd.daemon.perform import Performer, plan_of
 from agentd.daemon.server import Connection
 from agentd.daemon.views import event_view, iso
+from agentd.daemon.watching import is_at_work
 from agentd.git import repository, tracked
 from agentd.store import Entry
 
@@ -28,6 +30,7 @@ MODE_OF: dict[str, Mode] = {"exclusive": EXCLUSIVE, "shared": SHARED, "append": 
 
 
 class LockMethods:
+    settings: config.Config
     engine: Engine
     locking: Locking
     performer: Performer
@@ -71,6 +74,41 @@ class LockMethods:
             "beside": [{"name": str(one.name), "holder": texts.holder_text(one.holder)} for one in granted.beside],
         }
 
+    async def do_lock_check(self, connection: Connection, ask: protocol.CheckLock) -> dict[str, Any]:
+        """What stands in the way of writes. A path that is none, or is outside, is nobody's."""
+        job = self.job_of(connection)
+        holder, where = self.holder_asking(connection, ask.owner), await self.place_for_writes(ask.cwd, job)
+        blocked = []
+        for path in ask.paths:
+            with contextlib.suppress(Usage):
+                names = lock_names.written(path, where)
+                claim = self.locking.stands_before(holder, names)
+                if claim is not None:
+                    blocked.append(self.blocked_view(path, names, claim, holder))
+        return {"blocked": blocked}
+
+    async def place_for_writes(self, cwd: str, job: Job | None) -> Where:
+        """As :meth:`where`; of a job's own worktree it is known without asking git."""
+        if job is not None and isinstance(job.place, Worktree):
+            top, here = os.path.realpath(job.place.path), os.path.realpath(cwd)
+            if (here + "/").startswith(top + "/"):
+                common = plan_of(job).repo.common
+                folds = await self.performer.in_prompt_thread(repository.folds_case, common)
+                return Where(here, repository.Place(common, top, here[len(top) + 1 :], folds), True)
+        return await self.where(cwd, job)
+
+    def blocked_view(self, path: str, names: list[Name], claim: Claim, asker: Holder) -> dict[str, Any]:
+        now = self.locking.now()
+        answer = self.locking.table.peek(asker, [Want(name, self.locking.mode_of_write(name)) for name in names], now)
+        assert answer is not None, "a claim stands before it"
+        return {
+            "path": path,
+            **claim_view(claim),
+            "holder": self.holder_view(claim.holder),
+            "since": iso(claim.since),
+            "text": texts.locked(answer, now, day_time),
+        }
+
     async def claims_asked(self, ask: protocol.Delegate, parent: Job | None) -> tuple[Want, ...]:
         """What a new job is to hold before it starts: in its own worktree the right to land, in place the files."""
         if not ask.claims:
@@ -86,7 +124,10 @@ class LockMethods:
             return None
         job = self.engine.jobs[connection.job]
         if job.is_done:
-            raise Refused(f"attempt {job.attempt} of job {job.id} has ended", "has_ended")
+            raise Refused(
+                f"attempt {job.attempt} of job {job.id} has ended; ask from a job that runs, or outside of jobs",
+                "has_ended",
+            )
         return job
 
     def asker(self, connection: Connection, ask: protocol.AcquireLock) -> Holder:
@@ -120,7 +161,7 @@ class LockMethods:
         names = list(held)
         if not ask.all:
             where = await self.where(ask.cwd, self.job_of(connection))
-            names = [name for text in ask.names for name in lock_names.names(text, where)]
+            names = [name for text in ask.names for name in lock_names.every_meaning(text, where)]
             self.refuse_foreign(names, holder, held)
         found = [name for name in names if name in held and held[name].state != "pending"]
         given_up = [r for r in waiting if ask.all or {want.name for want in r.wants} & set(names)]
@@ -130,7 +171,12 @@ class LockMethods:
             await self.locking.save(table.release(holder, found, self.locking.now()))
         if ask.claim and ask.all:
             self.locking.forget(holder)
-        return {"released": [str(name) for name in found], "withdrawn": [one.ticket for one in given_up]}
+        still = {claim.name for name in names for claim in table.who(name) if claim.holder.id == holder.id}
+        return {
+            "released": [str(name) for name in found],
+            "withdrawn": [one.ticket for one in given_up],
+            "still": [texts.name_word(name) for name in sorted(still)],
+        }
 
     def refuse_foreign(self, names: list[Name], holder: Holder, held: dict[Name, Claim]) -> None:
         if any(name in held for name in names):
@@ -158,10 +204,10 @@ class LockMethods:
                 "repo": request.wants[0].name.scope,
                 "since": iso(request.since),
                 "reason": request.reason,
-                "position": self.locking.position(request.ticket),
+                "position": place,
                 "for": [texts.holder_text(one.holder) for one in table.blockers(request)],
             }
-            for request in table.waiting()
+            for place, request in enumerate(table.waiting(), 1)
             if scopes is None or any(want.name.scope in scopes for want in request.wants)
         ]
         return {"claims": rows, "waiting": waiting, "now": iso(self.locking.now())}
@@ -201,11 +247,19 @@ class LockMethods:
             return ["agentd"]
         if not is_blocking(claim):
             return ["watch"] if self.is_watched(claim) else []
-        found = ["merge", "tools"]
+        found = ["merge"]
+        if self.locking.is_marked:  # else nobody asks
+            found += ["tools", *(["commit"] if self.settings.locks.commit_guard else [])]
         return [*found, "watch"] if self.is_watched(claim) else found
 
     def is_watched(self, claim: Claim) -> bool:
-        return False
+        """Somebody is at work in its repository, and everybody who is, is seen."""
+        at_work = [job for job in self.engine.jobs.live.values() if is_at_work(job)]
+        seen = [self.is_seen(job) for job in at_work if plan_of(job).repo.common == claim.name.scope]
+        return bool(seen) and all(seen)
+
+    is_seen: Callable[[Job], bool]
+    """The watcher tells of what it writes."""
 
     async def do_lock_explain(self, connection: Connection, ask: protocol.ExplainLock) -> dict[str, Any]:
         name = lock_names.names(ask.name, await self.where(ask.cwd, self.job_of(connection)))[0]
@@ -214,7 +268,13 @@ class LockMethods:
             "name": str(name),
             "claims": [self.row(claim) for claim in claims],
             "waiting": [
-                {"ticket": one.ticket, "holder": self.holder_view(one.holder), "since": iso(one.since)} for one in queue
+                {
+                    "ticket": one.ticket,
+                    "holder": self.holder_view(one.holder),
+                    "since": iso(one.since),
+                    "seconds": max(0.0, self.locking.now() - one.since),
+                }
+                for one in queue
             ],
         }
 
@@ -233,17 +293,17 @@ class LockMethods:
         }
 
     async def do_lock_history(self, _: Connection, ask: protocol.LockHistory) -> dict[str, Any]:
-        name = None
-        if ask.name is not None:
-            name = lock_names.names(ask.name, await self.where(ask.cwd))[0]
+        where = await self.where(ask.cwd)
+        name = None if ask.name is None else lock_names.names(ask.name, where)[0]
+        here = {"", where.place.common if where.place else ""}
         if not 0 < ask.limit <= 10_000:
             raise Usage("limit: a number from 1 to 10000", "bad_number")
 
         def is_about(entry: dict[str, Any]) -> bool:
-            if name is None:
-                return True
             data = entry["data"]
             scope = str(data.get("repo", ""))
+            if name is None:
+                return ask.all or {scope, *(one["repo"] for one in data.get("claims", ()))} <= here
             told = [(text, scope) for text in (data.get("name"), *data.get("names", ())) if text]
             told += [(one["name"], one["repo"]) for one in data.get("claims", ())]
             return any(lock_names.is_about(text, whose, name) for text, whose in told)
@@ -258,7 +318,8 @@ class LockMethods:
         )
         found = []
         for row in rows:
-            event = event_view(Entry(*row))
+            entry = Entry(*row)
+            event = event_view(entry) | {"owner": entry.owner}
             if is_about(event):
                 found.append(event)
                 if len(found) == ask.limit:
@@ -268,16 +329,16 @@ class LockMethods:
     async def do_lock_break(self, connection: Connection, ask: protocol.BreakLock) -> dict[str, Any]:
         if not ask.reason.strip():
             raise Usage("why? Give a reason, which the holder is told: --reason TEXT", "no_reason")
-        names = lock_names.names(ask.name, await self.where(ask.cwd))
-        held = [claim for name in names for claim in self.locking.table.who(name)]
-        if not held:
-            raise Refused(f"{names[0]} is not held by anybody; agentd locks lists what is", "not_held")
+        names = lock_names.every_meaning(ask.name, await self.where(ask.cwd))
         facts = self.locking.table.break_(names, self.locking.now(), ask.owner or "the user", ask.reason[:500])
+        broken = [fact for fact in facts if isinstance(fact, Broken)]
+        if not broken:
+            raise Refused(texts.not_held(names[0], self.locking.table.who(names[0])), "not_held")
         await self.locking.save(facts)
-        for fact in facts:
-            if isinstance(fact, Broken):
-                await self.tell_holder(fact, ask.kill)
-        return {"broken": [claim_view(claim) | {"holder": texts.holder_text(claim.holder)} for claim in held]}
+        for fact in broken:
+            await self.tell_holder(fact, ask.kill)
+        claims = [fact.claim for fact in broken]
+        return {"broken": [claim_view(claim) | {"holder": texts.holder_text(claim.holder)} for claim in claims]}
 
     async def tell_holder(self, lost: Broken, is_ended: bool) -> None:
         holder = lost.claim.holder
@@ -287,10 +348,6 @@ class LockMethods:
         if is_ended:
             await self.engine.apply(job.id, on.KillAsked(time.time(), "lock break", ladder(None, None)))
         elif job.progress is not None:
-            await self.tell_runner(job, "message", texts.lost(lost, day_time))
+            await self.tell_runner(job, "notice", texts.lost(lost, day_time))
 
     tell_runner: Callable[..., Any]
-
-
-def is_blocking(claim: Claim) -> bool:
-    return not claim.is_automatic and not claim.is_contested

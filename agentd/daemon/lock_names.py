@@ -21,8 +21,28 @@ class Where(NamedTuple):
 
 
 def names(text: str, where: Where) -> list[Name]:
-    """A bare word is a path, from the current folder on. In a repository that is the right to land changes to it; in a
-    tree that others work in too, the file itself as well. Usage, with its reason, if it is none."""
+    """A bare word is a path, from the current folder on; a folder that is there means all below it. In a repository
+    that is the right to land changes to it; in a tree that others work in too, the file itself as well. Usage, with its
+    reason, if it is none."""
+    if not text.startswith(PREFIXES) and is_folder(text, where.cwd):
+        text += "/"
+    return as_spelt(text, where)
+
+
+def every_meaning(text: str, where: Where) -> list[Name]:
+    """Also what it meant when the folder was not there yet, or still was."""
+    if text.startswith(PREFIXES) or patterns.WILD.search(text):
+        return names(text, where)
+    return list(dict.fromkeys([*names(text, where), *as_spelt(text, where), *as_spelt(f"{text.rstrip('/')}/", where)]))
+
+
+def is_folder(text: str, cwd: str) -> bool:
+    """A link to one is a file, for git."""
+    path = os.path.join(cwd, text)
+    return bool(text.strip()) and not text.endswith("/") and os.path.isdir(path) and not os.path.islink(path)
+
+
+def as_spelt(text: str, where: Where) -> list[Name]:
     place = where.place
     if text.startswith("file:"):
         return [_file(text.removeprefix("file:"), where.cwd)]
@@ -38,6 +58,16 @@ def names(text: str, where: Where) -> list[Name]:
     if where.is_isolated or not patterns.is_literal(path.text):
         return [path]
     return [path, _file(text, where.cwd)]
+
+
+def written(path: str, where: Where) -> list[Name]:
+    """As :func:`names`, of a file that is written: whatever characters it has, it is no pattern."""
+    place = where.place
+    if place is None:
+        return [_file(path, where.cwd)]
+    from_top = os.path.join(place.prefix, path)
+    name = locknames.path_name(from_top, place.common, place.top, place.folds_case)
+    return [name] if where.is_isolated else [name, _file(path, where.cwd)]
 
 
 def _from_top(text: str, place: Place) -> str:

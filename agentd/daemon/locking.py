@@ -9,23 +9,28 @@ import asyncio
 import contextlib
 import functools
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from agentd import claimfile, config, jobdir, process
+from agentd import claimfile, config, jobdir, paths, process
 from agentd.core import events as on
 from agentd.core import lock_texts as texts
 from agentd.core.claims import (
+    APPEND,
+    EXCLUSIVE,
     MODES,
     Answer,
     Broken,
     Busy,
+    Claim,
     Contested,
     Deadlock,
     Granted,
     Holder,
     LockFact,
+    Mode,
     Name,
     Noted,
     Pended,
@@ -40,7 +45,10 @@ from agentd.core.claims import (
 from agentd.core.errors import EXIT_DEADLOCK, AgentdError, NotNow, Refused
 from agentd.core.job import Done, InPlace, Job, Kept, Worktree
 from agentd.core.job import Queued as Queued_
-from agentd.core.locks import Facts, Table
+from agentd.core.lock_policy import ONE_WRITER, Policy, policy_of
+from agentd.core.lockbook import clash
+from agentd.core.lockflow import Facts
+from agentd.core.locks import Table
 from agentd.core.machine import Notice
 from agentd.daemon.engine import Engine
 from agentd.store import Change, Locks
@@ -48,7 +56,19 @@ from agentd.store import Change, Locks
 SESSION_S = 1800.0
 """A person's claim where no process leads their session: so long after they last asked for something."""
 STARVED_S = 1800.0
+MOST_SEEN = 1000
+"""Claims of one job by writes that were seen. What it writes beyond is claimed only where it meets somebody else's."""
 SERVED_KEPT = 1000
+
+
+class Turn(NamedTuple):
+    granted: Granted | None
+    """None: the request is gone."""
+    is_for_one: bool
+    """Nobody else waited with the same ticket."""
+
+
+Waiter = asyncio.Future[Turn]
 
 
 class Locking:
@@ -63,8 +83,19 @@ class Locking:
             saved.tickets,
             settings.locks.pools,
         )
-        self.waiters: dict[int, asyncio.Future[Granted | None]] = {}
-        """Who is connected and waits, by ticket. None: the request is gone."""
+        self.policy_of_path = functools.lru_cache(1 << 16)(
+            functools.partial(policy_of, configured=settings.locks.policy)
+        )
+        self.claimed = {claim.key for claim in self.table.claims() if is_barrier(claim)}
+        """Paths and files that somebody keeps others from."""
+        self.is_marked = False
+        self.mark()
+        self.pools = settings.locks.pools
+        self.is_rebuilt = not saved.is_of_this_epoch
+        self.is_ready = asyncio.Event()
+        """The table is what lives: nobody is answered before."""
+        self.waiters: dict[int, list[Waiter]] = {}
+        """Who is connected and waits, by ticket: a holder may ask for the same twice."""
         self.served: dict[int, tuple[Want, ...]] = {}
         """The last tickets that came to their turn."""
         self.keys: dict[str, str] = {}
@@ -94,14 +125,16 @@ class Locking:
         the ticket that keeps the place; exit 76 if it never could."""
         if ticket is not None and not wants:
             wants = self.asked_with(ticket)
+        had = {claim.name for claim in self.table.claims(holder)}
         answer, facts = self.table.ask(holder, wants, self.now(), reason, ticket, wait is None or wait > 0)
+        waiter = self.expect(answer.request.ticket) if isinstance(answer, Queued) else None
         try:
-            await self.save(facts, must=False)
-        except BaseException:
-            self.take_back(answer, holder)
+            await asyncio.shield(self.save(facts, must=False))
+            if isinstance(answer, Queued) and waiter is not None:
+                answer = await self.wait_for(answer, waiter, wait)
+        except BaseException:  # it could not be saved, or who asked has gone
+            self.take_back(answer, waiter, holder, had)
             raise
-        if isinstance(answer, Queued):
-            answer = await self.wait_for(answer, wait)
         match answer:
             case Granted():
                 return answer
@@ -120,40 +153,60 @@ class Locking:
             raise Refused(f"there is no ticket {ticket}, or no longer; ask again by name", "bad_ticket")
         return known
 
-    def take_back(self, answer: Answer, holder: Holder) -> None:
-        """It could not be saved, or nobody waits for the answer: as if it had not been asked."""
-        facts: Facts = ()
+    def take_back(self, answer: Answer, waiter: Waiter | None, holder: Holder, had: set[Name]) -> None:
+        """As if it had not been asked; what it ``had`` before, it has. Others may wait with the same ticket."""
         if isinstance(answer, Granted) and answer.is_new:
-            facts = self.table.release(holder, [claim.name for claim in answer.claims], self.now())
-        elif isinstance(answer, Queued):
-            facts = self.table.give_up(answer.request.ticket, self.now())
-        if facts:
-            self.engine.spawn(self.save(facts))
+            self.engine.spawn(self.release_new(answer, holder, had))
+        elif isinstance(answer, Queued) and waiter is not None:
+            ticket = answer.request.ticket
+            is_granted = all(request.ticket != ticket for request in self.table.waiting())
+            if is_granted and not waiter.done():  # it is being saved
+                waiter.add_done_callback(lambda _: self.take_back(answer, waiter, holder, had))
+                return
+            is_last = self.stop_waiting(ticket, waiter)
+            turn = waiter.result() if is_granted and waiter.exception() is None else None
+            if turn is not None and turn.granted is not None and turn.is_for_one:
+                self.engine.spawn(self.release_new(turn.granted, holder, had))
+            elif is_last and not is_granted:
+                self.engine.spawn(self.save(self.table.give_up(ticket, self.now())))
 
-    async def wait_for(self, queued: Queued, wait: float | None) -> Answer:
+    def expect(self, ticket: int) -> Waiter:
+        """Somebody will wait for it in a moment: what is answered until then is kept."""
+        waiter: Waiter = asyncio.get_running_loop().create_future()
+        self.waiters.setdefault(ticket, []).append(waiter)
+        return waiter
+
+    async def release_new(self, granted: Granted, holder: Holder, had: set[Name]) -> None:
+        names = [claim.name for claim in granted.claims if claim.name not in had]
+        await self.save(self.table.release(holder, names, self.now()))
+
+    def stop_waiting(self, ticket: int, waiter: Waiter) -> bool:
+        """Has nobody else who is connected that ticket?"""
+        waiters = self.waiters.get(ticket, [])
+        if waiter in waiters:
+            waiters.remove(waiter)
+        if not waiters:
+            self.waiters.pop(ticket, None)
+        return not waiters
+
+    async def wait_for(self, queued: Queued, waiter: Waiter, wait: float | None) -> Answer:
         ticket = queued.request.ticket
-        waiter = self.waiters.setdefault(ticket, asyncio.get_running_loop().create_future())
         starving = asyncio.get_running_loop().call_later(STARVED_S, self.on_starved, ticket)
         try:
-            done, _ = await asyncio.wait([waiter], timeout=wait)
-        except asyncio.CancelledError:  # who asked has gone
-            self.engine.spawn(self.save(self.table.give_up(ticket, self.now())))
-            raise
+            await asyncio.wait([waiter], timeout=wait)
+            late = self.table.queued(ticket, self.now())
+            if late is None:  # it has just come to its turn, which is being saved
+                await asyncio.wait([waiter])
         finally:
             starving.cancel()
-            if self.waiters.get(ticket) is waiter:
-                del self.waiters[ticket]
-        if done:
-            granted = waiter.result()
-            if granted is not None:
-                return granted
+        self.stop_waiting(ticket, waiter)
+        if late is not None and not waiter.done():
+            await self.save(self.table.touch([ticket], self.now()))
+            return late
+        granted = waiter.result().granted
+        if granted is None:
             raise Refused("what you asked for was withdrawn; ask again", "withdrawn")
-        await self.save(self.table.touch([ticket], self.now()))
-        request = queued.request
-        return Queued(self.now(), request, self.position(ticket), self.table.blockers(request))
-
-    def position(self, ticket: int) -> int:
-        return next((n for n, request in enumerate(self.table.waiting(), 1) if request.ticket == ticket), 1)
+        return granted
 
     def on_starved(self, ticket: int) -> None:
         request = next((one for one in self.table.waiting() if one.ticket == ticket), None)
@@ -165,6 +218,60 @@ class Locking:
     async def tell(self, *notices: Notice) -> None:
         await self.engine.commit(Change(time.time(), notices=notices, must=True))
 
+    # --- what a writer meets --------------------------------------------------------------------------------
+
+    def stands_before(self, writer: Holder, names: Iterable[Name]) -> Claim | None:
+        """The first claim of somebody else that a write there goes against."""
+        for name in names:
+            mode = self.mode_of_write(name)
+            for claim in self.table.who(name):
+                if is_blocking(claim) and claim.holder.id != writer.id and clash(claim.mode, mode):
+                    return claim
+        return None
+
+    def policy_of(self, name: Name) -> Policy:
+        return self.policy_of_path(name.text) if name.kind == "path" else "warn"
+
+    def mode_of_write(self, name: Name) -> Mode:
+        return APPEND if self.policy_of(name) == "share" else EXCLUSIVE
+
+    def wrote(self, writer: Holder, names: Iterable[Name]) -> Facts:
+        """It was seen to write there. What nobody else has is claimed for it, where there is to be one writer against
+        all others; what somebody has is contested."""
+        facts: list[LockFact] = []
+        room = MOST_SEEN - len(self.table.claims(writer))
+        for name in names:
+            if self.policy_of(name) in ONE_WRITER:
+                answer, told = self.table.ask(writer, [Want(name)], self.now(), "it wrote there", wait=False)
+                facts += told
+                if isinstance(answer, Granted):
+                    continue
+            if room > 0 or any(claim.holder.id != writer.id for claim in self.table.who(name)):
+                told = self.table.note(writer, [name], self.now(), self.mode_of_write(name))
+                facts += told
+                room -= len(told)
+        return tuple(facts)
+
+    async def after_its_end(self, id: int) -> None:
+        """What was told of a job late, when it had ended: its claims are as if it had been told before."""
+        job = self.engine.jobs[id]
+        if job.is_done and id not in self.helpers:
+            await self.drop_job(job)
+
+    def mark(self) -> None:
+        """While nobody claims a path or a file, writers and commits need not ask: they see it by this mark."""
+        path, is_marked = paths.claimed_mark(self.state_dir), bool(self.claimed)
+        try:
+            if is_marked:
+                os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            elif os.path.exists(path):
+                os.unlink(path)
+        except OSError as error:  # then they ask too often, or are sent back by the merge only
+            print(f"agentd: cannot write {path}: {error.strerror}", file=sys.stderr, flush=True)
+            return
+        self.is_marked = is_marked
+
     # --- saving and telling ---------------------------------------------------------------------------------
 
     async def save(self, facts: Facts, must: bool = True) -> None:
@@ -175,6 +282,13 @@ class Locking:
         told = tuple(notice for fact in facts for notice in self.notices(fact))
         locks = Locks(found.claims, found.requests, self.table.last_token, self.table.last_ticket)
         await self.engine.commit(Change(time.time(), notices=told, locks=locks, must=must))
+        for key, claim in found.claims.items():
+            if claim is not None and is_barrier(claim):
+                self.claimed.add(key)
+            else:
+                self.claimed.discard(key)
+        if self.is_marked != bool(self.claimed):
+            self.mark()
         for fact in facts:
             self.wake(fact)
         self.set_expiry()
@@ -190,16 +304,17 @@ class Locking:
             case Withdrawn(request=request):
                 self.answer(request.ticket, None)
             case Deadlock(ticket=ticket, holder=holder) if ticket:
-                waiter = self.waiters.get(ticket)
-                if waiter is not None and not waiter.done():
-                    waiter.set_exception(AgentdError(texts.deadlock(fact), "deadlock", EXIT_DEADLOCK))
+                for waiter in self.waiters.get(ticket, ()):
+                    if not waiter.done():
+                        waiter.set_exception(AgentdError(texts.deadlock(fact), "deadlock", EXIT_DEADLOCK))
             case _:
                 pass
 
     def answer(self, ticket: int, granted: Granted | None) -> None:
-        waiter = self.waiters.get(ticket)
-        if waiter is not None and not waiter.done():
-            waiter.set_result(granted)
+        waiters = self.waiters.get(ticket, [])
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(Turn(granted, len(waiters) == 1))
 
     def about(self, holder: Holder) -> tuple[int, int, str]:
         """Job, attempt and owner, as an event has them."""
@@ -305,7 +420,7 @@ class Locking:
         for request in self.table.waiting():
             if request.holder.id == f"job:{job.id}":
                 first = next(iter(self.table.blockers(request)), None)
-                return "lock" if first is None else f"lock {first.name}, held by {texts.holder_text(first.holder)}"
+                return "lock" if first is None else f"lock {texts.held_back(first)}"
         return "lock"
 
     def on_change(self, was: Job | None, job: Job) -> None:
@@ -338,9 +453,9 @@ class Locking:
         path = f"{self.state_dir}/jobs/{job.id}/{job.attempt}"
         end = jobdir.read(path, "end.json") or {}
         left = {fd for item in end.get("left") or () if (fd := process.open_verified(item["who"])) is not None}
-        if not left:
+        if not left and not self.helpers.get(job.id):
             return await self.drop_job(job)
-        self.helpers[job.id] = left
+        self.helpers.setdefault(job.id, set()).update(left)  # those of an earlier attempt may be there still
         for fd in left:
             self.engine.loop.add_reader(fd, self.on_helper_gone, job.id, fd)
 
@@ -381,12 +496,12 @@ class Locking:
 
     def command(self, key: str) -> Holder:
         """Of ``agentd lock … -- CMD``: its claim file says who it is, and is locked by it."""
-        record = claimfile.read(self.state_dir, key)
-        if record is None or not claimfile.is_held(self.state_dir, key):
+        claim = claimfile.look(self.state_dir, key)
+        if claim.who is None or not claimfile.is_held(self.state_dir, key):
             raise Refused("the command that asks has ended", "not_alive")
-        holder = Holder("command", key, str(record.get("label", ""))[:200], None, int(record["who"]["pid"]))
-        self.owners[holder.id] = str(record.get("owner", ""))
-        self.watch(holder, key, record["who"])
+        holder = Holder("command", key, claim.label, None, claim.pid)
+        self.owners[holder.id] = claim.owner
+        self.watch(holder, key, claim.who)
         return holder
 
     def session(self, owner: str, leader: dict[str, int | str] | None) -> Holder:
@@ -398,7 +513,9 @@ class Locking:
             claimfile.write(self.state_dir, key, {"owner": owner, "who": leader, "until": time.time() + SESSION_S})
             self.owners[holder.id] = owner
             self.unwatch(holder)
-            self.watch(holder, key, leader)
+            if not self.watch(holder, key, leader):
+                self.engine.spawn(self.let_go(holder))
+                raise Refused("the session that asks has ended", "not_alive")
             self.leaders[owner] = leader
         return holder
 
@@ -418,11 +535,11 @@ class Locking:
         return True
 
     def on_session_old(self, holder: Holder) -> None:
-        record = claimfile.read(self.state_dir, self.keys.get(holder.id, "")) or {}
-        left = float(record.get("until", 0.0)) - time.time()
-        if left > 0 and record.get("who") is None:
+        claim = claimfile.look(self.state_dir, self.keys.get(holder.id, ""))
+        left = claim.until - time.time()
+        if claim.who is None and left > 0:
             self.engine.loop.call_later(left + 1.0, self.on_session_old, holder)
-        elif record.get("who") is None:
+        elif claim.who is None:
             self.engine.spawn(self.let_go(holder))
 
     def on_gone(self, holder: Holder) -> None:
@@ -471,57 +588,100 @@ class Locking:
 
     async def recover(self) -> None:
         """Come to the table that is true, by looking at what lives."""
+        await self.save(self.table.set_pools(self.pools, self.now()))
         await self.recover_files()
         known = {one.holder.id: one.holder for one in self.table.claims()}
         known |= {one.holder.id: one.holder for one in self.table.waiting()}
         for holder in known.values():
-            if holder.kind != "job":
-                if holder.id not in self.keys:
-                    await self.save(self.table.end(holder, self.now()))
-                continue
-            job = self.engine.jobs.get(int(holder.key))
-            if job is None or not isinstance(job.shelf, Kept):
+            if holder.kind == "job":
+                await self.recover_job(holder)
+            elif holder.id not in self.keys:
                 await self.save(self.table.end(holder, self.now()))
-                await self.save(self.table.drop(holder, self.now()))
-            elif job.is_done:
-                await self.end_job(job)
+        # Nobody could ask again while no daemon was there.
+        await self.save(self.table.touch([request.ticket for request in self.table.waiting()], self.now()))
+        if self.is_rebuilt:
+            await self.claim_again()
         for job in list(self.engine.jobs.live.values()):
             if job.id in self.engine.held_back:
                 await self.claim_for(job)
         self.set_expiry()
+        self.is_ready.set()
+
+    async def recover_job(self, holder: Holder) -> None:
+        job = self.engine.jobs.get(int(holder.key))
+        if job is None or not isinstance(job.shelf, Kept):
+            await self.save(self.table.end(holder, self.now()))
+            await self.save(self.table.drop(holder, self.now()))
+            return
+        # Merges end with their daemon.
+        merges = [claim.name for claim in self.table.claims(holder) if claim.name.kind == "integrate"]
+        await self.save(self.table.release(holder, merges, self.now()))
+        for request in self.table.waiting():
+            if request.holder.id == holder.id and any(want.name.kind == "integrate" for want in request.wants):
+                await self.save(self.table.give_up(request.ticket, self.now()))
+        if job.is_done:
+            await self.end_job(job)
+
+    async def claim_again(self) -> None:
+        """The store was lost, or is older than what lives: jobs claim what they did at their start."""
+        for job in sorted(self.engine.jobs.values(), key=lambda job: job.id):
+            if job.claims and job.id not in self.engine.held_back and (not job.is_done or has_work(job)):
+                with contextlib.suppress(AgentdError):  # a pool that has become too small
+                    _, facts = self.table.ask(self.holder_of(job), job.claims, self.now(), "claimed at its start")
+                    await self.save(facts)
+                if job.is_done:
+                    await self.end_job(job)
+        await self.save_numbers()
+
+    async def save_numbers(self) -> None:
+        locks = Locks({}, {}, self.table.last_token, self.table.last_ticket)
+        await self.engine.commit(Change(time.time(), locks=locks, must=True))
 
     async def recover_files(self) -> None:
-        records = {key: claimfile.read(self.state_dir, key) or {} for key in claimfile.keys(self.state_dir)}
-        for key, record in sorted(records.items(), key=lambda item: item[1].get("token") or 0):
-            who = record.get("who")
-            if "wants" not in record:
-                owner = str(record.get("owner", "")) or "?"
-                holder = Holder("session", owner, owner, None, int(who["pid"]) if who else None)
-                is_alive = who is not None or float(record.get("until", 0.0)) > time.time()
-                if not is_alive or not self.watch(holder, key, who):
-                    claimfile.remove(self.state_dir, key)
-                    self.keys.pop(holder.id, None)
-                else:
-                    self.owners[holder.id] = holder.key
-                    self.leaders[holder.key] = who
-                continue
-            if not claimfile.is_held(self.state_dir, key):
+        found = {key: claimfile.look(self.state_dir, key) for key in claimfile.keys(self.state_dir)}
+        self.table.last_token = max([self.table.last_token, *(claim.token for claim in found.values())])
+        for key, claim in sorted(found.items(), key=lambda item: item[1].token):
+            if claimfile.is_held(self.state_dir, key):
+                await self.recover_command(key, claim)
+            elif claim.is_command or not self.recover_session(key, claim):
                 claimfile.remove(self.state_dir, key)
-                continue
-            holder = Holder("command", key, str(record.get("label", "")), None, int(who["pid"]) if who else None)
-            self.owners[holder.id] = str(record.get("owner", ""))
-            if not self.watch(holder, key, who):
-                self.wait_for_rest(holder, key)
-            if record.get("token") and not self.table.claims(holder):  # the store was lost, or behind
-                wants = [Want(Name(*want["name"]), want["mode"]) for want in record["granted"]]
-                _, facts = self.table.ask(holder, wants, self.now(), str(record.get("reason", "")))
-                await self.save(facts)
+
+    async def recover_command(self, key: str, claim: claimfile.Claim) -> None:
+        """Something of it lives, whatever its file says."""
+        holder = Holder("command", key, claim.label, None, claim.pid)
+        self.owners[holder.id] = claim.owner
+        if claim.who is None or not self.watch(holder, key, claim.who):
+            self.keys[holder.id] = key
+            self.wait_for_rest(holder, key)
+        if claim.granted and not self.table.claims(holder):  # the store was lost, or behind
+            wants = [Want(Name(*name), mode) for name, mode in claim.granted]
+            _, facts = self.table.ask(holder, wants, self.now(), claim.reason)
+            await self.save(facts)
+
+    def recover_session(self, key: str, claim: claimfile.Claim) -> bool:
+        """False if it has ended."""
+        holder = Holder("session", claim.owner or "?", claim.owner, None, claim.pid)
+        is_alive = claim.who is not None or claim.until > time.time()
+        if not claim.owner or not is_alive or not self.watch(holder, key, claim.who):
+            self.keys.pop(holder.id, None)
+            return False
+        self.owners[holder.id] = claim.owner
+        self.leaders[claim.owner] = claim.who
+        return True
 
     def hold_back_queued(self) -> None:
         """Before anything is admitted: jobs whose claims are not all granted."""
         for job in self.engine.jobs.live.values():
             if job.claims and isinstance(job.state, Queued_):
                 self.engine.held_back.add(job.id)
+
+
+def is_blocking(claim: Claim) -> bool:
+    return not claim.is_automatic and not claim.is_contested
+
+
+def is_barrier(claim: Claim) -> bool:
+    return is_blocking(claim) and claim.name.kind in ("path", "file")
 
 
 # --- small things -------------------------------------------------------------------------------------------
@@ -549,13 +709,13 @@ def has_work(job: Job) -> bool:
     return not job.place.is_gone and not (isinstance(stat, dict) and not stat.get("files"))
 
 
-def claim_view(claim: Any) -> dict[str, object]:
+def claim_view(claim: Claim) -> dict[str, object]:
     return {
         "name": str(claim.name),
         "repo": claim.name.scope,
         "mode": MODES[claim.mode],
         "token": claim.token,
-        "state": claim.state,
+        "state": "contested" if claim.is_contested else claim.state,
         "reason": claim.reason,
     }
 

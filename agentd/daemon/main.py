@@ -20,7 +20,7 @@ from agentd.core.effects import Effect
 from agentd.core.errors import EXIT_ANOTHER, EXIT_FAULT, AgentdError, NotNow, Refused
 from agentd.core.job import Job, Preparing, Queued, Running, Starting, Stopped, Stopping, Trashed
 from agentd.core.machine import Notice, owed
-from agentd.daemon import rebuild, restarts
+from agentd.daemon import guarding, rebuild, restarts
 from agentd.daemon.boards import Boards
 from agentd.daemon.engine import Engine
 from agentd.daemon.feed import Feed
@@ -31,6 +31,7 @@ from agentd.daemon.nudges import Nudges
 from agentd.daemon.perform import Performer
 from agentd.daemon.server import Server
 from agentd.daemon.views import iso
+from agentd.daemon.watching import Watching
 from agentd.daemon.zygotes import Zygotes
 from agentd.store import Change, Entry
 
@@ -121,7 +122,7 @@ class Daemon:
         self.performer.start_again = functools.partial(restarts.restart_when_due, self.engine, self.performer)
         self.locking = Locking(self.state_dir, self.settings, self.engine)
         self.locking.hold_back_queued()
-        methods = Methods(
+        self.methods = methods = Methods(
             self.state_dir,
             self.settings,
             self.engine,
@@ -132,9 +133,14 @@ class Daemon:
             self.facts(),
         )
         self.server = Server(methods.handle, self.feed)
+        self.watching = Watching(self.state_dir, self.engine.jobs.live.get, self.on_wrote, self.on_mode)
+        self.modes: dict[int, str] = {}
+        self.performer.stop_watching = self.leave_worktree
+        methods.is_seen = self.is_seen
         self.performer.listen_for = self.listen_for
         self.performer.stop_listening_for = self.stop_listening_for
         self.remove_unanswered()
+        self.install_hooks()
         # The socket first, the look at the files after: what a keeper writes in between is seen, or nudged.
         self.nudges = Nudges(jobdir.nudge_socket(self.state_dir), self.performer.on_nudge)
         self.listen()
@@ -146,6 +152,7 @@ class Daemon:
             await self.performer.let_go_of_strangers()
             await self.recover()
             await self.locking.recover()
+            methods.pausing.recover()
             self.notifier.recover()
             self.engine.reschedule()
             self.say_ready()
@@ -160,6 +167,17 @@ class Daemon:
         self.boards.publish(entries)
         self.feed.publish(entries)
         self.notifier.publish(entries)
+        for entry in entries:
+            if entry.job in self.engine.jobs:
+                self.watching.consider(self.engine.jobs[entry.job])
+            if entry.type == "job.result":
+                self.methods.overlaps.on_result(entry.job)
+            if entry.type in ("job.merged", "job.removed"):
+                self.methods.overlaps.forget(entry.job)
+
+    async def leave_worktree(self, job: Job) -> None:
+        await self.watching.let_go(job)
+        await self.methods.overlaps.let_go(job)
 
     async def stored_events(self, since: int, limit: int, owner: str) -> list[Entry]:
         return await asyncio.wrap_future(self.engine.store.events(since, limit, owner))
@@ -229,6 +247,7 @@ class Daemon:
                 await self.engine.apply(job.id, on.SecretsLost(time.time(), job.secrets))
                 continue
             self.engine.carry_out(job, owed(job))
+            self.watching.consider(job)
 
     def remove_unanswered(self) -> None:
         """Folders of jobs whose id was never answered: their daemon died before the commit. Before the socket is there:
@@ -237,12 +256,22 @@ class Daemon:
             if id not in self.engine.jobs:
                 shutil.rmtree(f"{self.state_dir}/jobs/{id}", ignore_errors=True)
 
-    def on_notice(self, message: dict[str, Any]) -> None:
-        """From the zygote: a keeper was forked for an attempt, or is done with it."""
+    def install_hooks(self) -> None:
+        try:
+            guarding.install(self.state_dir)
+        except OSError as error:
+            say(f"cannot write {guarding.folder(self.state_dir)}: {error.strerror}; jobs commit without a guard")
+
+    def on_notice(self, message: dict[str, Any], fds: dict[str, int]) -> None:
+        """From the zygote: a keeper was forked for an attempt, is done with it, or has given what it alone held."""
+        if fds:
+            self.performer.hold(message["path"], fds)
         head, id, attempt = message["path"].rsplit("/", 2)
         job = self.engine.jobs.get(int(id)) if head == f"{self.state_dir}/jobs" else None
         if job is not None and job.attempt == int(attempt):
             self.engine.spawn(self.performer.look(job.id))
+        elif fds:
+            self.performer.release(message["path"])
 
     def on_new_zygote(self, kind: str) -> None:
         for job in self.engine.jobs.live.values():
@@ -250,6 +279,19 @@ class Daemon:
                 self.engine.spawn(self.performer.share_secrets(job))
             if agents.zygote_of(job.agent) == kind and isinstance(job.state, Starting | Running | Stopped | Stopping):
                 self.engine.carry_out(job, owed(job))
+
+    def is_seen(self, job: Job) -> bool:
+        is_watched = bool(self.watching.pid) and job.id in self.watching.watched
+        return is_watched and self.modes.get(job.id) in ("inotify", "polling")
+
+    def on_wrote(self, job_id: int, paths: tuple[str, ...]) -> None:
+        """These files of its worktree differ from the base, or something happened to them just now."""
+        self.methods.overlaps.on_wrote(job_id, paths)
+
+    def on_mode(self, job_id: int, how: str, why: str) -> None:
+        self.modes[job_id] = how
+        if how != "inotify":
+            say(f"job {job_id}: the watch over its worktree is {how}: {why}")
 
     def on_trouble(self, job: Job, effect: Effect, error: BaseException) -> None:
         """An effect failed in a way nobody foresaw: it is told, and stays owed for the next start."""
@@ -294,6 +336,9 @@ class Daemon:
             await asyncio.wait_for(self.performer.let_go_of_strangers(), LAST_WORDS_S)
         for zygotes in self.zygotes.values():
             zygotes.close()
+        self.watching.close()
+        self.methods.overlaps.close()
+        self.methods.pausing.close()
         if self.performer.cgroup and not self.engine.jobs.live:
             process.cgroup_remove(self.performer.cgroup)
         for task in self.engine.tasks:

@@ -151,7 +151,7 @@ class Merging:
                 commits = await self.in_thread(look.commits, plan.repo, plan.base, facts["snapshot"])
             except (AgentdError, GitFailed, OSError):
                 commits = {"count": None, "first": []}
-        return {**result_view(job), "commits": commits, "words": None}
+        return {**result_view(job), "commits": commits, "words": job.progress.words if job.progress else None}
 
 
 def merged_fact(record: dict[str, Any]) -> Merged:
@@ -197,7 +197,11 @@ def refuse_unmergeable(job: Job, is_forced: bool) -> None:
 
 def worktree_of(job: Job) -> Worktree:
     if not isinstance(job.place, Worktree):
-        raise Refused(f"job {job.id} works in {escaped(job.place.cwd)}: it has no worktree of its own", "in_place")
+        raise Refused(
+            f"job {job.id} works in {escaped(job.place.cwd)}: it has no worktree of its own,"
+            " and its changes are there already; look with: git diff",
+            "in_place",
+        )
     return job.place
 
 

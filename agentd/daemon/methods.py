@@ -16,6 +16,7 @@ import msgspec
 from agentd import __version__, agents, config, jobdir, paths, protocol
 from agentd.core import events as on
 from agentd.core import machine, names, schedule
+from agentd.core.credentials import is_secret
 from agentd.core.errors import AgentdError, NotNow, Refused, Usage
 from agentd.core.job import (
     PARKED,
@@ -26,6 +27,9 @@ from agentd.core.job import (
     Place,
     Progress,
     Queued,
+    Running,
+    Starting,
+    Stopped,
     Trashed,
     Waiting,
     Worktree,
@@ -41,6 +45,8 @@ from agentd.daemon.feed import Feed
 from agentd.daemon.lock_methods import LockMethods
 from agentd.daemon.locking import Locking
 from agentd.daemon.merging import Merging
+from agentd.daemon.overlaps import Overlaps
+from agentd.daemon.pausing import Pausing
 from agentd.daemon.perform import Performer
 from agentd.daemon.server import Connection
 from agentd.daemon.views import event_view, iso, job_view
@@ -50,7 +56,6 @@ from agentd.git.run import Repo
 from agentd.protocol import Request
 from agentd.store import Entry
 
-SECRET_MARKS = ("KEY", "TOKEN", "SECRET", "PASSW", "CREDENTIAL")
 ENDING_SIGNALS = ("HUP", "INT", "QUIT", "TERM", "KILL", "ABRT")
 DIRT_PATIENCE_S = 0.015
 SMALL_INDEX = 1 << 20
@@ -80,6 +85,8 @@ class Methods(LockMethods):
         self.stop = stop
         self.facts = facts
         self.merging = Merging(state_dir, engine, locking)
+        self.pausing = Pausing(engine, locking, performer.attempt_dir)
+        self.overlaps = Overlaps(engine, locking, performer, self.tell_agent, self.pausing.pause)
         self.next_id = max(engine.jobs, default=0) + 1
         self.names_in_use: set[str] = set()
         """Names of jobs that are being made."""
@@ -88,6 +95,8 @@ class Methods(LockMethods):
         method = protocol.METHODS[request.method]
         if connection.job is not None and not method.is_narrow:
             raise Refused(f"{request.method} is not allowed for jobs", "not_for_jobs")
+        if request.method.startswith("lock."):
+            await self.locking.is_ready.wait()
         answer = getattr(self, "do_" + request.method.replace(".", "_"))
         return await cast(Callable[..., Awaitable[Any]], answer)(connection, request.params)
 
@@ -110,7 +119,8 @@ class Methods(LockMethods):
 
     def view(self, job: Job) -> dict[str, Any]:
         lock = self.locking.waits_for(job)
-        return job_view(job) if lock is None else job_view(job) | {"waiting": lock}
+        view = job_view(job) | {"overlaps": self.overlaps.view(job)}
+        return view if lock is None else view | {"waiting": lock}
 
     def visible(self, connection: Connection, pool: dict[int, Job]) -> list[Job]:
         """All jobs; through a job's own socket itself and what descends from it."""
@@ -246,7 +256,11 @@ class Methods(LockMethods):
             if not ask.with_changes and is_soon_looked_at(settled.repo):
                 dirt = asyncio.ensure_future(self.performer.in_prompt_thread(look_for_dirt, settled.repo))
         elif not os.path.isdir(ask.cwd):
-            raise Refused(f"cannot run in {names.escaped(ask.cwd)}: there is no such folder", "no_folder")
+            raise Refused(
+                f"cannot run in {names.escaped(ask.cwd)}: there is no such folder; make it, or name another",
+                "no_folder",
+            )
+        claims = await self.claims_asked(ask, parent)
         id, self.next_id = self.next_id, self.next_id + 1
         place: Place = InPlace(ask.cwd)
         cwd, command, setup = ask.cwd, argv, ""
@@ -264,8 +278,11 @@ class Methods(LockMethods):
             cwd, tree = os.path.join(path, settled.subdir).rstrip("/"), path
             place = Worktree(ask.cwd, top, path, branch, base, plan=msgspec.to_builtins(plan))
             setup = self.settings.worktree.setup or config.repository_setup(settled.repo.top)
-        claims = await self.claims_asked(ask, parent)
         profile = profiles.resolve(self.settings, ask) if ask.agent == "builtin" else None
+        if profile is not None and parent is not None and parent.progress is not None:
+            ask = await self.with_credential_of(parent, ask, profile)
+        if profile is not None:
+            profiles.refuse_without_key(profile, ask.environment)
         if setup and profile is None:
             command = with_setup(setup, argv)
         more = () if profile is None else profiles.granted(self.settings, profile)
@@ -285,7 +302,8 @@ class Methods(LockMethods):
             parent=parent.id if parent else None,
             depth=depth,
             secrets=tuple(sorted(hidden)),
-            has_input=ask.input,
+            has_input=ask.input and ask.tty is None,
+            has_terminal=ask.tty is not None,
             key=ask.key,
             restart=ask.restart,
             notify=ask.notify or (self.settings.notify.command if connection.job is None else ""),
@@ -306,6 +324,7 @@ class Methods(LockMethods):
         async with self.performer.keeping(job, hidden):
             await self.engine.add(job, [Notice("job.created", created), Notice("job.queued", {})])
         if claims:
+            await self.locking.is_ready.wait()
             await self.locking.claim_for(job)
         view = self.view(self.engine.jobs[id])
         is_tree_known = dirt is not None and await is_done_in_time(dirt)
@@ -317,11 +336,21 @@ class Methods(LockMethods):
             "snapshot": taken,
         }
 
+    async def with_credential_of(
+        self, parent: Job, ask: protocol.Delegate, profile: config.Profile
+    ) -> protocol.Delegate:
+        """An agent hands on a task: its tools do not see its key and its endpoint, so they come from here."""
+        known = (jobdir.read(self.performer.attempt_dir(parent), "spec.json") or {}).get("env", {})
+        known |= await self.performer.recall_secrets(parent)
+        names = (profile.key_env, agents.builtin.ENDPOINT)
+        inherited = {name: known[name] for name in names if name in known and name not in ask.environment}
+        return msgspec.structs.replace(ask, environment=ask.environment | inherited)
+
     def split_environment(self, ask: protocol.Delegate, more: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
         """What may be written down, and what travels in memory only. ``more``: variables that are granted."""
         given = agents.kind(ask.agent).environment(ask.environment, more)
         listed = {*self.settings.secrets.names, *ask.secrets}
-        hidden = {n: v for n, v in given.items() if n in listed or any(m in n.upper() for m in SECRET_MARKS)}
+        hidden = {n: v for n, v in given.items() if n in listed or is_secret(n)}
         return {name: value for name, value in given.items() if name not in hidden}, hidden
 
     # --- waiting --------------------------------------------------------------------------------------------
@@ -366,6 +395,12 @@ class Methods(LockMethods):
                 if not self.feed.waiters[id]:
                     del self.feed.waiters[id]
 
+    async def started(self, job: Job) -> None:
+        """Wait for the keeper of a job that is just being started."""
+        await self.wait_until(
+            lambda: not isinstance(self.engine.jobs[job.id].state, Starting), [job.id], KEEPER_PATIENCE_S
+        )
+
     async def settled(self, job: Job) -> None:
         """Wait for the work that follows a completion."""
 
@@ -400,25 +435,70 @@ class Methods(LockMethods):
 
     async def signal(self, job: Job, name: str) -> None:
         if job.pid is None or job.is_done:
-            raise Refused(f"cannot signal job {job.id}: it is {state_name(job.state)}", "not_running")
+            raise Refused(
+                f"cannot signal job {job.id}: it is {state_name(job.state)}; agentd ps lists those that run",
+                "not_running",
+            )
+        await self.order(job, {"signal": name})
+
+    async def order(self, job: Job, order: dict[str, object]) -> None:
         path = self.performer.attempt_dir(job)
-        answer = await asyncio.to_thread(perform.ask_keeper, path, {"signal": name}, KEEPER_PATIENCE_S)
+        answer = await asyncio.to_thread(perform.ask_keeper, path, order, KEEPER_PATIENCE_S)
         if answer is None:
             raise NotNow(f"cannot signal job {job.id} now: its keeper does not answer; try again", "keeper_busy")
         if not answer.get("ok"):
-            raise Refused(f"cannot signal job {job.id}: it has just ended", "already_ended")
+            raise Refused(
+                f"cannot signal job {job.id}: it has just ended; what came of it: agentd result {job.id}",
+                "already_ended",
+            )
+        await self.pausing.by_person(job, str(order.get("signal") or ("STOP" if "stop" in order else "CONT")))
+
+    async def do_jobs_stop(self, connection: Connection, ask: protocol.Suspend) -> dict[str, Any]:
+        return await self.suspend(connection, ask, {"stop": True}, Running, Stopped)
+
+    async def do_jobs_cont(self, connection: Connection, ask: protocol.Suspend) -> dict[str, Any]:
+        return await self.suspend(connection, ask, {"cont": True}, Stopped, Running)
+
+    async def suspend(
+        self, connection: Connection, ask: protocol.Suspend, order: dict[str, object], before: type, after: type
+    ) -> dict[str, Any]:
+        """``changed``: those that were not in that state already."""
+        jobs = [self.find(connection, ref, ask.owner) for ref in ask.jobs]
+        changed = []
+        for job in jobs:
+            await self.started(job)
+            await self.performer.look(job.id)  # it may have been stopped past us
+            state = self.engine.jobs[job.id].state
+            if isinstance(state, after):
+                continue
+            if isinstance(state, Done):
+                raise ended_already(job)
+            if not isinstance(state, before):
+                raise Refused(f"job {job.id} is {state_name(state)}, not {state_word(before)}", "wrong_state")
+            await self.order(job, order)
+            await self.performer.look(job.id)
+            changed.append(job.id)
+        return {"jobs": [job_view(self.engine.jobs[job.id]) for job in jobs], "changed": changed}
 
     async def do_jobs_send(self, connection: Connection, ask: protocol.Send) -> dict[str, Any]:
         job = self.find(connection, ask.job, ask.owner)
         if job.progress is not None:
             return await self.tell_runner(job, "message", ask.data)
+        if job.has_terminal:
+            raise Refused(f"job {job.id} has a terminal; to type there: agentd attach {job.id}", "has_terminal")
         if not job.has_input:
-            raise Refused(f"job {job.id} takes no input: it was not started with -i", "no_input")
+            raise Refused(
+                f"job {job.id} takes no input: it was not started with -i; start one that does: agentd run -d -i CMD",
+                "no_input",
+            )
         if job.is_done:
-            raise Refused(f"job {job.id} has already ended", "already_ended")
+            raise ended_already(job)
         path = self.performer.attempt_dir(job)
         if os.path.exists(f"{path}/stdin.eof"):
-            raise Refused(f"the input of job {job.id} has been closed", "input_closed")
+            raise Refused(
+                f"the input of job {job.id} has been closed; what it makes of it: agentd logs -f {job.id}",
+                "input_closed",
+            )
         try:
             data = base64.b64decode(ask.data, validate=True) if ask.binary else ask.data.encode()
         except (binascii.Error, UnicodeEncodeError):
@@ -427,12 +507,17 @@ class Methods(LockMethods):
             try:
                 await asyncio.to_thread(append_input, path, data, ask.eof)
             except OSError as error:
-                raise NotNow(f"cannot queue input for job {job.id}: {error.strerror}", "disk_full") from None
+                raise NotNow(
+                    f"cannot queue input for job {job.id}: {error.strerror}; free some disk space, and repeat it",
+                    "disk_full",
+                ) from None
         perform.tell_keeper(path, {"input": True})
         return {"queued": len(data), "eof": ask.eof}
 
     async def do_jobs_answer(self, connection: Connection, ask: protocol.Answer) -> dict[str, Any]:
         job = self.find(connection, ask.job, ask.owner)
+        if job.is_done:
+            raise Refused(f"job {job.id} has already ended", "already_ended")
         question = job.progress.question if job.progress is not None else None
         if question is None or (ask.question and ask.question != question.id):
             raise Refused(
@@ -449,23 +534,35 @@ class Methods(LockMethods):
     async def tell_runner(self, job: Job, kind: str, text: str, question: str | None = None) -> dict[str, Any]:
         """Appended to a file first: it outlives every death. The runner gives receipts in its transcript."""
         if job.is_done:
-            raise Refused(f"job {job.id} has already ended", "already_ended")
+            raise ended_already(job)
         path = self.performer.attempt_dir(job)
         async with self.engine.locks.of(job.id):
             try:
                 number = await asyncio.to_thread(inputs.append, path, kind, text, question)
             except OSError as error:
-                raise NotNow(f"cannot queue input for job {job.id}: {error.strerror}", "disk_full") from None
+                raise NotNow(
+                    f"cannot queue input for job {job.id}: {error.strerror}; free some disk space, and repeat it",
+                    "disk_full",
+                ) from None
         await self.engine.note(job.id, "job.input", {"n": number, "state": "queued", "kind": kind})
         inputs.nudge(path)
         return {"n": number, "state": "queued"}
+
+    async def tell_agent(self, job: Job, text: str) -> None:
+        """What it should know, and need not: its end, or a full disk, is no reason to fail."""
+        with contextlib.suppress(AgentdError):
+            await self.tell_runner(job, "notice", text)
 
     async def do_jobs_restart(self, connection: Connection, ask: protocol.Restart) -> dict[str, Any]:
         job = self.find(connection, ask.job, ask.owner)
         if isinstance(job.state, Waiting):
             return await self.give_secrets(job, ask.environment)
         if ask.resume and job.progress is None:
-            raise Refused(f"job {job.id} is a command, which has no conversation to go on with", "no_runner")
+            raise Refused(
+                f"job {job.id} is a command, which has no conversation to go on with;"
+                f" to run it again: agentd restart {job.id}",
+                "no_runner",
+            )
         async with self.engine.verbs.of(job.id):
             await self.settled(job)
             job = self.engine.jobs[job.id]
@@ -652,6 +749,10 @@ def check_words(argv: tuple[str, ...], ask: protocol.Delegate) -> None:
         if not name.startswith("RLIMIT_") or not hasattr(resource, name):
             raise Usage(f'limits: there is no limit "{names.escaped(name, 80)}"', "bad_limit")
     check_umask(ask.umask)
+    if ask.tty is not None and not all(0 < side < 1 << 16 for side in ask.tty):
+        raise Usage("tty: rows and columns must be from 1 to 65535", "bad_size")
+    if ask.tty is not None and ask.agent != "command":
+        raise Usage(f"a terminal is for a command, and the {ask.agent} agent has no use for one", "bad_agent")
     for text in (ask.owner, ask.key):
         if not is_utf8(text):
             raise Usage("owner and key must be text that UTF-8 can hold", "bad_owner")
@@ -686,6 +787,14 @@ def is_reader_name(name: str) -> bool:
 
 def has_reached(job: Job, state: str) -> bool:
     return shown_state(job) == state or job.is_over
+
+
+def ended_already(job: Job) -> Refused:
+    return Refused(f"job {job.id} has already ended; what came of it: agentd result {job.id}", "already_ended")
+
+
+def state_word(state: type) -> str:
+    return "stopped" if state is Stopped else "running"
 
 
 def is_own(connection: Connection, job: Job) -> bool:

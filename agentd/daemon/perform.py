@@ -68,6 +68,8 @@ class Performer:
         """Open a job's own narrow socket."""
         self.start_again: Callable[[Job], None]
         self.stop_listening_for: Callable[[str], None]
+        self.stop_watching: Callable[[Job], Awaitable[None]]
+        """Nobody but its own is in the job's worktree when this returns."""
         self.threads = ThreadPoolExecutor(GIT_THREADS, thread_name_prefix="git", initializer=be_nice)
         """Their gits give way to whatever somebody at a prompt waits for."""
         self.prompt_threads = ThreadPoolExecutor(GIT_THREADS, thread_name_prefix="prompt")
@@ -204,7 +206,8 @@ class Performer:
                 fds |= await self.held_secrets(path)
             jobdir.preallocate(path)
             self.listen_for(job)
-            answer, got = await self.zygotes_of(job).ask("launch", fds, path=path, stdin=bool(spec.get("stdin")))
+            wanted = {"stdin": bool(spec.get("stdin")), "tty": spec.get("tty")}
+            answer, got = await self.zygotes_of(job).ask("launch", fds, path=path, **wanted)
         except OSError as error:
             await self.engine.apply(job.id, on.StartFailed(time.time(), sentence_of(error)))
             return
@@ -284,8 +287,8 @@ class Performer:
             os.close(fd)
 
     def forget_secrets(self, job: Job) -> None:
-        """It has them, or needs them no more."""
-        if job.restart != "no" and not job.is_over:
+        """It has them, or needs them no more. An agent's are kept while it works: what it hands on needs them too."""
+        if (job.restart != "no" or job.progress is not None) and not job.is_over:
             return
         self.secrets.pop(job.id, None)
         self.let_go(self.attempt_dir(job))
@@ -464,6 +467,7 @@ class Performer:
         """Snapshot and diffstat, a worktree that ended equal to its base removed, changes to the repository told."""
         if not isinstance(job.state, Done) or job.state.is_settled:
             return
+        await self.stop_watching(job)
         path = self.attempt_dir(job)
         if jobdir.read(path, "end.json") is None:
             # Ended before it was launched: the files must say so too, or a rebuild would start it.

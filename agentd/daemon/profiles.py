@@ -8,7 +8,7 @@ import msgspec
 from agentd import protocol
 from agentd.agents import builtin
 from agentd.config import Config, Profile
-from agentd.core.errors import Usage
+from agentd.core.errors import Refused, Usage
 from agentd.core.names import escaped
 
 
@@ -34,6 +34,17 @@ def resolve(settings: Config, ask: protocol.Delegate) -> Profile:
             "no_price",
         )
     return profile
+
+
+def refuse_without_key(profile: Profile, environment: dict[str, str]) -> None:
+    """Told to whoever delegates, not to the log of a job that could only fail."""
+    if not profile.key_file and not environment.get(profile.key_env):
+        what = f"there is no key for the model: {escaped(profile.key_env, 60)} is not set here"
+        raise Refused(
+            f"{what}; set it, or name its place in a profile, see agentd.toml(5). A command, which needs none, stands"
+            " after --",
+            "no_key",
+        )
 
 
 def listed(settings: Config) -> list[dict[str, Any]]:
@@ -93,4 +104,5 @@ def spec_of(
         "budget": {"turns": profile.max_turns, "tokens": profile.max_tokens, "cost": profile.max_cost},
         "rates": rates_of(settings, profile.model),
         "parking": f"{state_dir}/parking-{parking}",
+        "lock_policy": dict(settings.locks.policy),
     }

@@ -14,7 +14,7 @@ from agentd.daemon.feed import Feed, Reader
 from agentd.protocol import Malformed, Request
 
 LINGER_S = 30.0
-WAITING = ("jobs.wait", "events.subscribe")
+WAITING = ("jobs.wait", "events.subscribe", "lock.acquire")
 """What ends with its asker. Everything else that was begun is done to the end."""
 Handler = Callable[["Connection", Request], Awaitable[Any]]
 

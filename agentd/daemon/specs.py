@@ -10,6 +10,7 @@ import msgspec
 from agentd import jobdir, protocol
 from agentd.core.errors import NotNow, Refused
 from agentd.core.job import Job, Worktree
+from agentd.daemon import guarding
 from agentd.daemon.perform import Performer
 
 
@@ -22,7 +23,8 @@ def spec(
         "cwd": cwd,
         "umask": ask.umask,
         "limits": {name: list(pair) for name, pair in ask.limits.items()},
-        "stdin": ask.input,
+        "stdin": job.has_input,
+        "tty": list(ask.tty) if ask.tty else None,
         "timeout": ask.timeout,
         "idle_timeout": ask.idle_timeout,
         "memory": ask.memory,
@@ -45,6 +47,10 @@ def identity(performer: Performer, job: Job, environment: dict[str, str]) -> dic
         "AGENTD_SOCKET": f"{performer.attempt_dir(job)}/agent.sock",
         "AGENTD_BASE": job.place.base if isinstance(job.place, Worktree) else "",
     }
+    if performer.config.locks.commit_guard and isinstance(job.place, Worktree):
+        environment = guarding.guarded(environment, performer.state_dir)
+    if job.has_terminal:
+        environment = of_terminal(environment)
     cgroup = performer.cgroup
     return {
         "job": job.id,
@@ -57,14 +63,23 @@ def identity(performer: Performer, job: Job, environment: dict[str, str]) -> dic
     }
 
 
+def of_terminal(environment: dict[str, str]) -> dict[str, str]:
+    """The size is the terminal's to know; and it is one, whatever its caller has."""
+    found = {name: value for name, value in environment.items() if name not in ("LINES", "COLUMNS")}
+    if found.get("TERM", "dumb") == "dumb":
+        found["TERM"] = "xterm-256color"
+    return found
+
+
 def next_spec(performer: Performer, before: Job, after: Job, resume: bool) -> dict[str, Any]:
     """That of the next attempt: as the last one's, in the same environment. An agent's conversation goes on, if it is
     to ``resume``; what it has spent counts in any case."""
     path = performer.attempt_dir(before)
     old = jobdir.read(path, "spec.json")
     if old is None:
-        raise Refused(f"cannot restart job {before.id}: its files are gone", "files_gone")
+        raise Refused(f"cannot restart job {before.id}: its files are gone; delegate it anew", "files_gone")
     environment = {name: value for name, value in old["env"].items() if not name.startswith("AGENTD_")}
+    environment = guarding.unguarded(environment, performer.state_dir)
     again = old | identity(performer, after, environment)
     progress = before.progress
     if progress is not None:
@@ -81,7 +96,9 @@ async def save(performer: Performer, job: Job, spec: dict[str, Any]) -> None:
     except OSError as error:
         if jobdir.is_full(error):
             raise NotNow(f"cannot save job {job.id}: {error.strerror}; free some disk space", "disk_full") from None
-        raise Refused(f"cannot save job {job.id} in {path}: {error.strerror}", "state_not_writable") from None
+        raise Refused(
+            f"cannot save job {job.id} in {path}: {error.strerror}; agentd doctor says more", "state_not_writable"
+        ) from None
 
 
 def write(path: str, spec: dict[str, Any]) -> None:

@@ -62,11 +62,13 @@ def job_view(job: Job) -> dict[str, Any]:
         "result": job.result,
         "progress": progress_view(job.progress),
         "merged": merged_view(job),
+        "overlaps": [],
         "removed": isinstance(job.shelf, Trashed),
         "removed_at": iso(job.shelf.since) if isinstance(job.shelf, Trashed) else None,
         "created_at": iso(job.created),
         "started_at": iso(job.started),
         "ended_at": iso(state.ended) if isinstance(state, Done) else None,
+        "tty": job.has_terminal,
         "restart": job.restart,
         "again_at": iso(state.again_at) if isinstance(state, Done) else None,
     }

@@ -23,14 +23,15 @@ class ZygoteLost(Exception):
 
 
 class Zygotes:
-    """All of one kind, one after the other. ``on_notice(message)``: a keeper was forked, or is done. ``on_new()``:
+    """All of one kind, one after the other. ``on_notice(message, fds)``: a keeper was forked, is done, or has
+    given what it held. ``on_new()``:
     another zygote serves now; tell it what to look after."""
 
     def __init__(
         self,
         state_dir: str,
         kind: str,
-        on_notice: Callable[[dict[str, Any]], None],
+        on_notice: Callable[[dict[str, Any], dict[str, int]], None],
         on_new: Callable[[], None],
     ) -> None:
         self.state_dir = state_dir
@@ -133,6 +134,8 @@ class Zygotes:
         answer, _ = await self._ask("hello")
         if self.link is not ours:
             raise ZygoteLost  # it answered, and died before we came to read it
+        # The last one's socket ended a moment before its process did: by now that is over, too.
+        self.children = [child for child in self.children if child.poll() is None]
         self.pid = answer["pid"]
         self.ready.set()
 
@@ -197,7 +200,7 @@ class Zygotes:
         message = json.loads(data)
         named = dict(zip(message.pop("fds"), fds, strict=True))
         if "notice" in message:
-            return self.on_notice(message)
+            return self.on_notice(message, named)
         future = self.pending.pop(message["id"], None)
         if future is None or future.done():
             for fd in named.values():

@@ -4,10 +4,11 @@ import functools
 import os
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from agentd import files
 from agentd.core.errors import Refused, Usage
-from agentd.git.run import GitFailed, Repo, Tree, git, refuse_pipes
+from agentd.git.run import GitFailed, Repo, Tree, git, refuse_pipes, zsplit
 
 __all__ = ["Place", "Repo", "Settled", "Tree", "calling_tree", "find", "ref_value", "refs_there", "settle"]
 
@@ -28,7 +29,7 @@ class Settled:
 def settle(cwd: str, base: str | None) -> Settled:
     """One git process, whatever the size of the repository; a second one where there is no tree."""
     if base is not None and base.startswith("-"):
-        raise Usage('base must not start with "-"', code="bad_base")
+        raise Usage('base must not start with "-"; name a branch, a tag or a commit', code="bad_base")
     if base is not None and (not base or "\0" in base):
         raise Usage("base must be a branch, a tag or a commit, not an empty or binary text", code="bad_base")
     if not os.path.isdir(cwd):
@@ -75,12 +76,19 @@ def find(cwd: str) -> Place | None:
             git_dir = os.path.join(top, _line(git_dir).removeprefix("gitdir: "))
         if _is_git_dir(git_dir):
             break
-        if top == os.path.dirname(top):
+        if top == os.path.dirname(top) or _is_git_dir(top):  # a bare repository, or the inside of .git
             return None
         top = os.path.dirname(top)
+    git_dir = os.path.realpath(git_dir)
     common = os.path.realpath(os.path.join(git_dir, _line(os.path.join(git_dir, "commondir"))))
-    prefix = os.path.relpath(real, top) if real != top else ""
-    return Place(common, top, prefix, _folds_case(common))
+    core = _core(common)
+    if git_dir == common:  # what it says there is of its main tree
+        if core.worktree:
+            top = os.path.realpath(os.path.join(common, core.worktree))
+        elif core.is_bare:
+            return None
+    prefix = os.path.relpath(real, top) if real.startswith(top + "/") else ""
+    return Place(common, top, prefix, core.folds_case)
 
 
 def _is_git_dir(path: str) -> bool:
@@ -88,10 +96,32 @@ def _is_git_dir(path: str) -> bool:
     return all(os.path.lexists(os.path.join(path, part)) for part in parts)
 
 
+class Core(NamedTuple):
+    """Of a repository's configuration."""
+
+    folds_case: bool
+    worktree: str
+    is_bare: bool
+
+
 @functools.lru_cache(maxsize=256)
-def _folds_case(common: str) -> bool:
-    asked = ["config", "--type=bool", "--get", "core.ignorecase"]
-    return git(asked, at=Repo(common, None, common), ok=(0, 1)).strip() == "true"
+def _core(common: str) -> Core:
+    asked = ["config", "-z", "--get-regexp", r"^core\.(ignorecase|worktree|bare)$"]
+    try:
+        found = zsplit(git(asked, at=Repo(common, None, common), ok=(0, 1)))
+    except GitFailed as failure:
+        raise Refused(
+            f"cannot read the configuration of {common}: {failure.stderr.strip()}", code="bad_repository"
+        ) from None
+    said = {name: value for name, _, value in (one.partition("\n") for one in found)}
+    true = ("true", "yes", "on", "1", "")
+    folds, bare = (said.get(name, "no").lower() in true for name in ("core.ignorecase", "core.bare"))
+    return Core(folds, said.get("core.worktree", ""), bare)
+
+
+def folds_case(common: str) -> bool:
+    """Of a repository's volume."""
+    return _core(common).folds_case
 
 
 def _refuse_pipes_above(cwd: str) -> None:
@@ -167,7 +197,10 @@ def _refusal(failure: GitFailed, cwd: str, base: str | None) -> Exception:
     top = _top_of(failure.stdout, cwd)
     if base is None or base in ("HEAD", "@"):
         return Refused(f"no commit yet in {top}; make a first commit", code="no_commit")
-    return Refused(f'base "{base}" is not a commit in {top} (git: unknown revision)', code="unknown_base")
+    return Refused(
+        f'base "{base}" is not a commit in {top} (git: unknown revision); name a branch, a tag or a commit',
+        code="unknown_base",
+    )
 
 
 def _top_of(printed: str, cwd: str) -> str:

@@ -28,6 +28,7 @@ from .inbox import Inbox
 from .loop import Ended, Loop
 from .model import Model
 from .parking import Parking
+from .tools.claims import Claims
 from .tools.results import Result
 from .tools.shell import Shell, environment_for_tools
 from .tools.worktree import Worktree
@@ -35,6 +36,7 @@ from .tools.world import World
 from .transcript import Transcript
 
 CANNOT = 1
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 KEY_ENV = "ANTHROPIC_API_KEY"
 
 
@@ -52,7 +54,7 @@ def warm() -> None:
 def main(path: str, spec: Record) -> int:
     try:
         return asyncio.run(run(path, spec))
-    except (Unable, transcript.Damaged, OSError) as error:
+    except (Unable, transcript.Taken, OSError) as error:
         say(str(error))
         return CANNOT
     except Exception:
@@ -95,22 +97,22 @@ async def converse(path: str, spec: Record) -> int:
             raise Unable("cannot ask a model: the profile names none; set `model` in it, or give --model")
         files = [*transcript.chain(spec["resume"]), own] if spec.get("resume") else [own]
         state = Conversation()
-        for file in files:
-            for line in transcript.read(file):
-                state.apply(line)
+        for fault in transcript.apply_all(files, state):
+            say(fault)
         key, environment = take_key(profile, dict(os.environ))
         check_endpoint(profile)
         worktree = enter(spec["worktree"])
         inbox = Inbox(path, [os.path.dirname(file) for file in files])
-        model = Model(profile, key)
+        model = client(profile, key)
         gate = Gate(path, spec.get("limits_asked", True))
         loop = Loop(state, model, record, inbox, gate, Parking(spec.get("parking")), say, profile.get("context"))
-        world = World(worktree, Shell(worktree.path, environment), loop.ask, loop.note)
+        claims = claims_of(path, spec, worktree)
+        world = World(worktree, Shell(worktree.path, environment), loop.ask, loop.note, claims)
         loop.tools = Toolbox(world, profile.get("tools"))
         loop.write("start", **start(spec, state, loop.tools.schema, worktree))
         return told(await loop.run())
     except Exception as error:
-        is_ours = not isinstance(error, Unable | transcript.Damaged | OSError)
+        is_ours = not isinstance(error, Unable | OSError)
         text = f"a fault of agentd's own: {error!r}" if is_ours else str(error)
         record.write("end", outcome="failed", code=CANNOT, text=text)
         raise
@@ -184,6 +186,22 @@ def check_endpoint(profile: dict[str, Any]) -> None:
         is_address = False
     if not is_address:
         raise Unable(f"cannot ask the model: its endpoint {endpoint!r} is no address such as https://host")
+
+
+def claims_of(path: str, spec: Record, worktree: Worktree) -> Claims | None:
+    if "state_dir" not in spec:
+        return None  # it is tried by itself
+    return Claims(f"{path}/agent.sock", spec["state_dir"], worktree.path, spec.get("lock_policy") or {})
+
+
+def client(profile: dict[str, Any], key: str) -> Model:
+    try:
+        return Model(profile, key)
+    except (ImportError, ValueError) as error:
+        proxies = sorted(name for name in os.environ if name.lower() in PROXIES)
+        if not proxies:
+            raise
+        raise Unable(f"cannot ask the model: the proxy in {', '.join(proxies)} cannot be used: {error}") from None
 
 
 def enter(path: str) -> Worktree:

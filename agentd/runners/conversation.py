@@ -10,6 +10,7 @@ from typing import Any
 Record = dict[str, Any]
 Block = dict[str, Any]
 
+USAGE = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
 UNKNOWN = "Unknown: the process was killed while this ran. Look at what it did before you repeat it."
 CUT_OFF = "[agentd] Your answer was cut off at the limit of output tokens. Go on from there, in smaller pieces."
 EMPTY = "[agentd] Your answer was empty. Go on, or say in a sentence that you have finished."
@@ -49,6 +50,7 @@ class Conversation:
         self.end: Record | None = None
 
     def apply(self, record: Record) -> None:
+        """KeyError, with nothing changed, if the record speaks of a call or a message that is not there."""
         arrow = ARROWS.get(record["type"])
         if arrow is not None:
             arrow(self, record)
@@ -77,9 +79,9 @@ class Conversation:
         self.end = None
         self.stumbles = 0
         self.system = record["system"]
-        if not self.messages:
+        if not self.task:
             self.task = record["task"]
-            self._hear({"type": "text", "text": self.task})
+            self.messages.insert(0, {"role": "user", "content": [{"type": "text", "text": self.task}]})
 
     def on_user(self, record: Record) -> None:
         self.end = None
@@ -92,6 +94,8 @@ class Conversation:
         self.turns += 1
         self.stop = record["stop"]
         self.tokens = tokens_of(record["usage"])
+        for id in list(self.calls):  # their results were recorded once, and the records are lost
+            self.on_result({"id": id, "content": UNKNOWN, "error": True})
         invalid: dict[str, str] = record.get("invalid", {})
         self.stumbles = self.stumbles + 1 if self.stop == "max_tokens" else 0
         self.messages.append({"role": "assistant", "content": record["content"]})
@@ -109,7 +113,7 @@ class Conversation:
         self.calls[record["id"]].is_started = True
 
     def on_result(self, record: Record) -> None:
-        self.calls.pop(record["id"], None)
+        self.calls.pop(record["id"])
         block = {"type": "tool_result", "tool_use_id": record["id"], "content": record["content"]}
         self._hear({**block, "is_error": True} if record["error"] else block)
 
@@ -125,6 +129,8 @@ class Conversation:
         if put["kind"] == "answer" and record.get("question"):
             self.answers[record["question"]] = put["text"]
             return
+        if put["kind"] == "notice":
+            return self._hear({"type": "text", "text": put["text"]})
         self.is_held = put["kind"] == "interrupt" and not put["text"]
         if put["kind"] == "interrupt":
             self._hear({"type": "text", "text": "[agentd] Your user interrupted you."})
@@ -170,5 +176,4 @@ ARROWS = {
 
 def tokens_of(usage: Record) -> int:
     """How much of the model's context the conversation fills after an answer."""
-    names = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
-    return sum(int(usage.get(name) or 0) for name in names)
+    return sum(int(usage.get(name) or 0) for name in USAGE)

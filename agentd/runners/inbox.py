@@ -16,7 +16,8 @@ from agentd.jobdir import Record
 
 NAME = "input.ndjson"
 SOCKET = "runner.sock"
-KINDS = ("message", "answer", "interrupt")
+KINDS = ("message", "answer", "interrupt", "notice")
+"""A notice is from agentd itself: it is read like a message, but answers no question, and who is held stays held."""
 
 
 class Inbox:

@@ -61,6 +61,7 @@ class Loop:
         self.refusals = 0
         self.parked_until = 0.0
         self.is_parked = False
+        self.parked_why = ""
         self.asked: set[str] = set()
         """Calls whose question is in the transcript of this attempt."""
         self.is_resumed = conversation.turns > 0
@@ -213,6 +214,8 @@ class Loop:
 
     async def take_turn(self) -> None:
         """One request, and what comes of it. What does not come to an answer is owed again in the next step."""
+        if self.is_interrupted():
+            await self.hear()  # whoever interrupts does not wait until a parking is over
         if not await self.pass_parking():
             return
         await self.hear()
@@ -241,6 +244,8 @@ class Loop:
             self.accept()
             self.consume()
         self.go_on()
+        if self.is_parked:
+            self.tell_parked(self.parked_why)
 
     async def pass_gate(self) -> None:
         answer = await self.unless_interrupted(self.gate.ask(self.conversation.turns + 1))
@@ -268,7 +273,7 @@ class Loop:
         return await self.pass_parking()
 
     def tell_parked(self, why: str) -> None:
-        self.is_parked = True
+        self.is_parked, self.parked_why = True, why
         self.write("parked", why=why, until=round(self.parked_until, 3))
         self.say(f"parked: {why}")
         self.gate.tell("parked")
@@ -299,7 +304,7 @@ class Loop:
         else:
             self.refusals = 0
             if answer is None:
-                self.write("failed", why="interrupted")
+                self.write("failed", why="interrupted", usage=self.model.usage or None)
             return answer
         return None
 

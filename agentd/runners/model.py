@@ -9,6 +9,7 @@ import os
 import ssl
 from collections.abc import Callable
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 import anthropic
 import httpx2
@@ -36,6 +37,8 @@ class Model:
     def __init__(self, profile: dict[str, Any], key: str, trusts_environment: bool = True) -> None:
         self.profile = profile
         self.key = key
+        self.usage: dict[str, Any] = {}
+        """What is known to have been spent on the last answer that was asked for, whole or not."""
         http = anthropic.DefaultAsyncHttpxClient(verify=tls(), trust_env=trusts_environment)
         self.client = anthropic.AsyncAnthropic(
             api_key=key,
@@ -73,6 +76,7 @@ class Model:
 
     async def answer(self, parameters: dict[str, Any], on_text: Callable[[str], None] = lambda _: None) -> Answer:
         reading = Reading(on_text)
+        self.usage = reading.answer.usage
         try:
             async with self.client.messages.with_streaming_response.create(**parameters, stream=True) as response:
                 async for event in anthropic.AsyncStream.raw_events(response.http_response):
@@ -82,7 +86,8 @@ class Model:
         except anthropic.APIStatusError as error:
             raise judged(error, self.key) from error
         except anthropic.APIConnectionError as error:
-            raise Busy(f"cannot reach {self.client.base_url.host}: {reason(error)}") from error
+            url = self.client.base_url
+            raise Busy(f"cannot reach {url.host}{by_proxy(url.scheme, url.host)}: {reason(error)}") from error
         except anthropic.AnthropicError as error:
             raise Rejected(reason(error)) from error
         except httpx2.TransportError as error:
@@ -212,6 +217,15 @@ def retry_after(headers: httpx2.Headers) -> float | None:
         if 0 <= seconds < 7 * 86400:
             return seconds
     return None
+
+
+def by_proxy(scheme: str, host: str) -> str:
+    """Who set a proxy long ago looks for the fault there last. It may hold a password: only its place is told."""
+    known = getproxies()
+    proxy = known.get(scheme) or known.get("all")
+    if not proxy or proxy_bypass(host):
+        return ""
+    return f" through the proxy {proxy.rpartition('@')[2].rpartition('//')[2]}"
 
 
 def reason(error: BaseException) -> str:

@@ -41,6 +41,8 @@ class Parking:
                 line = f"{until:.3f} {why}"[:1000].replace("\n", " ").encode() + b"\n"
                 os.pwrite(fd, line, 0)
                 os.ftruncate(fd, len(line))
+        except OSError:
+            pass  # a full disk: as above
         finally:
             os.close(fd)
 

@@ -8,6 +8,8 @@ from .conversation import Record
 
 
 class Model(Protocol):
+    usage: dict[str, Any]
+
     def parameters(self, system: list[str], tools: list[Block], messages: list[Block]) -> dict[str, Any]: ...
     def answer(self, parameters: dict[str, Any], on_text: Callable[[str], None]) -> Coroutine[Any, Any, Answer]: ...
 

@@ -3,30 +3,41 @@
 Each record is one write(2) with O_APPEND, so kill -9 loses at most the record that is being written, and tears at most
 the last line. A reader leaves a torn line out; the next writer cuts it off. :func:`sync` is called once per answered
 request: what was paid for survives a power cut, and a record costs microseconds.
+
+The agent's commands can write there, too. What they leave spoils no record of ours, and a reader passes over it.
 """
 
 import errno
+import fcntl
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 
-from agentd import jobdir
+from agentd import files, jobdir
 from agentd.jobdir import Record
+
+from . import records
+from .conversation import Conversation
 
 NAME = "transcript.ndjson"
 FORMAT = 1
 PARTIAL_EVERY = 1.0
 
 
-class Damaged(Exception):
-    """A transcript that cannot be gone on from; the text says which line."""
+class Taken(Exception):
+    """Another process writes this transcript: a sentence."""
 
 
 class Transcript:
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self.fd)
+            raise Taken(f"cannot write {path}: another runner of this attempt does") from None
         self.size = cut_torn_line(self.fd)
         self.streamed: list[str] = []
         self.streamed_at = 0.0
@@ -38,7 +49,8 @@ class Transcript:
         record = {"type": kind, "at": round(time.time(), 4), **fields}
         line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
         self._append(line + b"\n")
-        return _object(line)
+        read_back: Record = json.loads(line)
+        return read_back
 
     def partial(self, piece: str) -> None:
         """Text of an answer as it comes in, at most once a second: for who follows, not for resuming."""
@@ -51,16 +63,18 @@ class Transcript:
     def _append(self, line: bytes) -> None:
         told = False
         while True:
+            size = os.fstat(self.fd).st_size
+            data = line if size == self.size or is_whole(self.fd, size) else b"\n" + line
             try:
-                written = os.write(self.fd, line)
+                written = os.write(self.fd, data)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 written = 0
-            if written == len(line):
-                self.size += written
+            if written == len(data):
+                self.size = size + written
                 return
-            os.ftruncate(self.fd, self.size)  # half a record would spoil the next one
+            os.ftruncate(self.fd, size)  # half a record would spoil the next one
             if not told:
                 print("agentd: cannot write the transcript: the disk is full; waiting for room", file=sys.stderr)
                 told = True
@@ -88,27 +102,50 @@ def cut_torn_line(fd: int) -> int:
     return end
 
 
+def is_whole(fd: int, size: int) -> bool:
+    return size == 0 or os.pread(fd, 1, size - 1) == b"\n"
+
+
 def read(path: str) -> Iterator[Record]:
     """The whole records of one file; nothing if there is none."""
+    return (record for _, record in lines(path) if record is not None)
+
+
+def lines(path: str) -> Iterator[tuple[int, Record | None]]:
+    """The number of each whole line, and its record: None if it is none."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = files.open_file(path)
     except FileNotFoundError:
         return
-    with os.fdopen(fd, "rb") as file:
+    with file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
+            if line.endswith(b"\n"):
+                yield number, parsed(line)
+
+
+def parsed(line: bytes) -> Record | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if records.is_record(value) else None
+
+
+def apply_all(paths: list[str], to: Conversation) -> Iterator[str]:
+    """Go through the transcripts at ``paths``, oldest first. Yields a sentence for each that has lines that are left
+    out: they are no records, or speak of what is not there."""
+    for path in paths:
+        left_out = []
+        for number, record in lines(path):
             try:
-                yield _object(line)
-            except ValueError:
-                raise Damaged(f"cannot read {path}: line {number} is no record") from None
-
-
-def _object(line: bytes) -> Record:
-    value = json.loads(line)
-    if not isinstance(value, dict):
-        raise ValueError("not an object")
-    return value
+                if record is None:
+                    raise KeyError
+                to.apply(record)
+            except KeyError:
+                left_out.append(number)
+        if left_out:
+            what = f"{len(left_out)} lines, from line {left_out[0]} on" if left_out[1:] else f"line {left_out[0]}"
+            yield f"left out of {path} what is no record of a run: {what}"
 
 
 def chain(path: str) -> list[str]:
@@ -123,6 +160,7 @@ def chain(path: str) -> list[str]:
 
 def predecessor(path: str) -> str | None:
     """What it resumes. An attempt that was killed before its first record has only its spec.json to say so."""
-    first = next(read(path), None) or jobdir.read(os.path.dirname(path), "spec.json") or {}
+    started = (record for record in read(path) if record["type"] == "start")
+    first = next(started, None) or jobdir.read(os.path.dirname(path), "spec.json") or {}
     resumed = first.get("resume")
     return resumed if isinstance(resumed, str) else None

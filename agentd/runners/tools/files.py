@@ -43,6 +43,7 @@ async def read(world: World, input: dict[str, Any]) -> Result:
 
 async def write(world: World, input: dict[str, Any]) -> Result:
     data = encoded(input["content"])
+    await world.may_write(input["path"])
     was_there = world.worktree.replace(input["path"], data)
     return Result(f"{'overwritten' if was_there else 'made'}: {input['path']}, {len(data)} bytes")
 
@@ -54,6 +55,7 @@ async def edit(world: World, input: dict[str, Any]) -> Result:
         raise ToolError("`old` is empty: name the text to replace, or use write for a new file")
     if old == new:
         raise ToolError("`old` and `new` are the same: nothing to change")
+    await world.may_write(path)
     with world.worktree.open_file(path) as fd:
         if os.fstat(fd).st_size > MAX_EDIT:
             raise ToolError(f"{path} is larger than {MAX_EDIT >> 20} MB: change it with a program, in bash")

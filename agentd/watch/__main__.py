@@ -1,0 +1,5 @@
+import sys
+
+from agentd.watch.watcher import main
+
+main(sys.argv[1:])
