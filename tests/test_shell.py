@@ -123,8 +123,10 @@ def test_what_ends_while_the_daemon_is_dead_is_told_once(agentd: Shell, open_she
 
 
 def test_what_a_daemon_had_saved_and_not_written_is_told_by_the_next(agentd: Shell, open_shell: Open) -> None:
-    one = open_shell("bash").integrate()
-    assert one("agentd run -d --name one true; agentd wait -q one") == ["1", row(1, "+", "Done", "one")]
+    one = open_shell("bash")
+    assert one("agentd run -d --name before true; agentd wait -q before") == ["1"]
+    one.integrate()
+    assert one("agentd run -d --name one true; agentd wait -q one") == ["2", row(1, "+", "Done", "one")]
     agentd.ok("daemon", "stop", "-q")
     (board,) = noticeboard.all_boards(str(agentd.state))
     # As if it had been killed after the commit, before the board was written.
@@ -211,11 +213,13 @@ ALIASES = "alias read=false local=false printf=false builtin=false return=false"
 
 
 @pytest.mark.parametrize("options", ["set -eu", f"set -eu; {ALIASES}"])
-def test_bash_with_strict_options_goes_on(open_shell: Open, options: str) -> None:
+def test_bash_with_strict_options_goes_on(agentd: Shell, open_shell: Open, options: str) -> None:
     one = open_shell("bash")
     one(options)
     one.integrate()
     assert one("! true") == []
+    (board,) = noticeboard.all_boards(str(agentd.state))
+    os.unlink(f"{board}/told")
     assert one("set -C; IFS=x; agentd run -d --name one true; agentd wait -q one") == ["1", row(1, "+", "Done", "one")]
     (flags,) = one("echo $-")
     assert {"e", "u", "C"} <= set(flags)

@@ -37,7 +37,7 @@ class Board:
         """What a full disk keeps from it."""
 
     def add(self, entry: Entry, text: str) -> None:
-        if entry.seq > self.seq and entry.at >= self.since:
+        if entry.at >= self.since:
             self.seq = entry.seq
             self.waiting.append((entry.seq, f"{entry.job}.{entry.attempt}", text))
 
