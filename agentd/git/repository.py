@@ -123,11 +123,6 @@ def _core(common: str) -> Core:
     return Core(folds, said.get("core.worktree", ""), bare)
 
 
-def folds_case(common: str) -> bool:
-    """Of a repository's volume."""
-    return _core(common).folds_case
-
-
 def _refuse_pipes_above(cwd: str) -> None:
     """In the repository that git will find: a pipe there would hold up everybody who delegates."""
     here = os.path.realpath(cwd)
