@@ -283,6 +283,7 @@ def test_locks_follow_deaths_at_once(scene: Scene, tmp_path: Path) -> None:
         if not is_daemon_there:
             kill_daemon(scene)
         for pid in pids:
+            assert os.path.exists(f"/proc/{pid}"), f"{pid} of {pids} ended by itself: {scene.client.job(job)['job']}"
             os.kill(pid, signal.SIGKILL)
         command.wait()
         if not is_daemon_there:
