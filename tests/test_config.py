@@ -79,7 +79,7 @@ def test_an_empty_file_says_nothing(path: Path) -> None:
         (
             "[limit]\nrunning = 1",
             'cannot use {}, line 1: there is no table "limit"; there is '
-            "limits, secrets, log, worktree, trash, events, locks, agent, profiles, prices",
+            "limits, secrets, log, worktree, trash, events, notify, locks, agent, profiles, prices",
         ),
         ("[limits]\nruning = 1", 'cannot use {}, line 2: [limits] has no key "runing"; there is running, queued'),
         (
