@@ -106,6 +106,7 @@ def test_what_pending_work_names(agentd: Shell) -> None:
     assert hints(contested.err) == [merge, hints(contested.err)[1]]
     assert f"job {job}" in typed(agentd, hints(contested.err)[1]).out
     assert typed(agentd, merge).code == 0
+    typed(agentd, f"agentd rm {other}")  # what it wrote there was seen
     assert typed(agentd, "agentd locks").out == "no locks\n"
     second = delegated()
     assert remove.replace(job, second) == f"agentd rm {second}"

@@ -329,11 +329,16 @@ class LockMethods:
     async def do_lock_break(self, connection: Connection, ask: protocol.BreakLock) -> dict[str, Any]:
         if not ask.reason.strip():
             raise Usage("why? Give a reason, which the holder is told: --reason TEXT", "no_reason")
-        names = lock_names.every_meaning(ask.name, await self.where(ask.cwd))
+        asked = names = lock_names.every_meaning(ask.name, await self.where(ask.cwd))
         facts = self.locking.table.break_(names, self.locking.now(), ask.owner or "the user", ask.reason[:500])
+        if not facts:  # typed as a hint spells it, which a name with such characters cannot be
+            names = [
+                one.name for one in self.locking.table.who(names[0]) if patterns.typed(one.name.text) == names[0].text
+            ]
+            facts = self.locking.table.break_(names, self.locking.now(), ask.owner or "the user", ask.reason[:500])
         broken = [fact for fact in facts if isinstance(fact, Broken)]
         if not broken:
-            raise Refused(texts.not_held(names[0], self.locking.table.who(names[0])), "not_held")
+            raise Refused(texts.not_held(asked[0], self.locking.table.who(asked[0])), "not_held")
         await self.locking.save(facts)
         for fact in broken:
             await self.tell_holder(fact, ask.kill)

@@ -41,9 +41,8 @@ def every_meaning(text: str, where: Where) -> list[Name]:
 
 
 def is_folder(text: str, cwd: str) -> bool:
-    """A link to one is a file, for git."""
-    path = os.path.join(cwd, text)
-    return bool(text.strip()) and not text.endswith("/") and os.path.isdir(path) and not os.path.islink(path)
+    """Or a link to one: what is below it has one name."""
+    return bool(text.strip()) and "\0" not in text and not text.endswith("/") and os.path.isdir(os.path.join(cwd, text))
 
 
 def as_spelt(text: str, where: Where) -> list[Name]:
