@@ -11,6 +11,7 @@ import typer
 
 from agentd.cli import offline, options, render, top_sheet
 from agentd.cli.meter import Meter, Use
+from agentd.cli.paint import paint
 from agentd.cli.screen import Screen
 from agentd.client import Client, ConnectionLost
 from agentd.core.errors import AgentdError, NotNow, Usage
@@ -156,7 +157,9 @@ class Top:
         width, height = shutil.get_terminal_size()
         lines = self.lines(width)[: height - 2]
         foot = f"end which job? Its id, then Enter: {self.typed}" if self.typed is not None else self.note or HELP
-        lines += [""] * (height - 1 - len(lines)) + [render.cut(render.one_line(foot), width - 1)]
+        lines += [""] * (height - 1 - len(lines)) + [
+            paint(render.cut(render.one_line(foot), width - 1), "dim" if self.is_colored else "")
+        ]
         screen.draw(lines, height)
 
     def is_over(self, keys: str) -> bool:
