@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from test_cli_render import agent, view
 
@@ -15,6 +15,8 @@ from agentd.cli.logs import Cleaner
 from agentd.cli.meter import Use
 from agentd.cli.tree import DRAWN, PLAIN, tree, with_parents
 
+FAST = settings(max_examples=100, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+"""What fails is long enough as it is: making it shorter takes minutes."""
 NOW = 1767225700.0  # a little after what test_cli_render.view was created
 OUR_CODES = re.compile(r"\x1b\[(?:0|1|2|31|32|33|35|36|1;33)?m")
 WIDTHS = st.sampled_from([None, 20, 40, 80, 160])
@@ -22,7 +24,16 @@ View = dict[str, Any]
 
 
 def job(id: int, parent: int | None = None, **more: Any) -> View:
-    common = {"id": id, "parent": parent, "name": f"job-{id}", "merged": None, "repo": None, "cwd": "/w", "owner": "me"}
+    common = {
+        "id": id,
+        "parent": parent,
+        "name": f"job-{id}",
+        "merged": None,
+        "repo": None,
+        "base": None,
+        "cwd": "/w",
+        "owner": "me",
+    }
     return view(**common, waiting_since=None, attempt=1) | more
 
 
@@ -101,7 +112,7 @@ def test_colours_are_of_our_palette_and_change_no_text() -> None:
     jobs = [job(1), job(2, state="waiting", waiting="needs KEY"), job(3, state="done", outcome="lost")]
     plain, colored = (render.job_table(jobs, NOW, 80, style) for style in (None, paint.of_jobs(jobs)))
     assert [OUR_CODES.sub("", line).rstrip() for line in colored] == plain
-    assert paint.paint("running", "good") in colored[1]
+    assert "\x1b[32mrunning" in colored[1]
     assert "\x1b[1;33m" in colored[2] and "\x1b[31m" in colored[3]
 
 
@@ -179,7 +190,7 @@ def test_events_are_sentences_for_people() -> None:
         "7 fix  failed, exit 3",
         "7 fix  job.nosuch what=x",
         "7 fix  killed by SIGKILL",
-        "ebruary 2026",  # the day, as it is another one
+        "February 2026",  # the day, as it is another one
         "-  daemon.odd",
     ]
 
@@ -267,7 +278,7 @@ def fits(lines: Sequence[str], width: int | None) -> None:
         assert [line for line in lines if render.columns_of(OUR_CODES.sub("", line)) > width] == []
 
 
-@settings(max_examples=200)
+@FAST
 @given(JOBS, WIDTHS, st.booleans())
 def test_no_text_of_a_job_drives_a_terminal(jobs: list[View], width: int | None, is_colored: bool) -> None:
     nodes = tree(jobs)
@@ -280,7 +291,7 @@ def test_no_text_of_a_job_drives_a_terminal(jobs: list[View], width: int | None,
     place = standing_sheet.Place("/\x1b[2J", jobs[0]["cwd"] or None, "me")
     harmless(standing_sheet.sheet(jobs, place, False, NOW, width, is_colored))
     for one in jobs:
-        harmless(inbox.lines(inbox.entry(one), NOW, width))
+        harmless(inbox.lines(inbox.entry({**one, "waiting": one["waiting"] or ""}), NOW, width))
         marked = {**one, "swept": [{"pid": 1, "command": one["task"]}]}
         told = [render.outcome_sentence(one), render.swept_sentence(marked), render.bash_line(one, "+", True)]
         harmless([words for words in told if words is not None])
@@ -288,7 +299,7 @@ def test_no_text_of_a_job_drives_a_terminal(jobs: list[View], width: int | None,
     harmless(render.trash_table(removed, 14, width))
 
 
-@settings(max_examples=200)
+@FAST
 @given(EVENTS, WIDTHS)
 def test_no_text_of_an_event_drives_a_terminal(events: list[View], width: int | None) -> None:
     harmless([event_sheet.event_line(one) for one in events])
@@ -297,7 +308,7 @@ def test_no_text_of_an_event_drives_a_terminal(events: list[View], width: int | 
     harmless(sheet_of(job(1), width, True, events))
 
 
-@settings(max_examples=100)
+@FAST
 @given(TEXT, WORDS, RESULT.filter(lambda one: bool(one) and "diffstat" in (one or {})), WIDTHS)
 def test_no_text_of_a_result_a_diff_or_a_lock_drives_a_terminal(
     text: str, words: list[str], result: View, width: int | None
@@ -322,7 +333,7 @@ def test_no_text_of_a_result_a_diff_or_a_lock_drives_a_terminal(
     harmless([lock_sheet.told({**event("lock.granted"), "data": {"names": words, "why": text}})])
 
 
-@settings(max_examples=200)
+@FAST
 @given(
     st.lists(st.one_of(st.binary(max_size=8), TEXT.map(lambda text: text.encode("utf-8", "surrogatepass"))), max_size=8)
 )

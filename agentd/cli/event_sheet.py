@@ -14,14 +14,18 @@ FIRST = ("outcome", "exit_code", "signal", "reason")
 def event_line(event: View) -> str:
     """``17  2026-01-31T12:00:01.123Z  job 7  job.completed  outcome=failed exit_code=3``: nothing is left out."""
     data = {key: event["data"][key] for key in FIRST if key in event["data"]} | event["data"]
-    facts = " ".join(f"{key}={fact(value, key)}" for key, value in data.items() if value not in (None, [], {}, ""))
-    return f"{event['seq']:>6}  {event['at']}  {about(event):<8}  {event['type']:<18} {facts}".rstrip()
+    return f"{event['seq']:>6}  {event['at']}  {about(event):<8}  {one_line(event['type']):<18} {facts(data)}".rstrip()
 
 
 def about(event: View) -> str:
     if not event["job"]:
         return "-"
     return f"job {event['job']}" + (f".{event['attempt']}" if (event["attempt"] or 1) > 1 else "")
+
+
+def facts(data: View) -> str:
+    known = {key: value for key, value in data.items() if value not in (None, [], {}, "")}
+    return " ".join(f"{one_line(key, 60)}={fact(value, key)}" for key, value in known.items())
 
 
 def fact(value: Any, key: str = "") -> str:
@@ -82,8 +86,7 @@ def sentence(event: View) -> tuple[str, str]:
             return one_line(words, 400), style
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
             pass
-    facts = " ".join(f"{key}={fact(value, key)}" for key, value in data.items() if value not in (None, [], {}, ""))
-    return f"{one_line(event['type'], 60)} {facts}".rstrip(), ""
+    return f"{one_line(event['type'], 60)} {facts(data)}".rstrip(), ""
 
 
 def created(data: View) -> tuple[str, str]:

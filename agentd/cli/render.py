@@ -440,7 +440,7 @@ def table(
     return lines
 
 
-LEAST_LAST = 6
+LEAST_LAST = 4
 
 
 def columns_of(text: str) -> int:

@@ -89,7 +89,10 @@ def result_sheet(result: View) -> list[str]:
     if stat:
         lines += more("files:", stat["paths"], stat["files"], file_line)
     if result["words"]:
-        lines += ["what the agent says:", *(f"  {line}" for line in clean(str(result["words"])).splitlines())]
+        lines += [
+            "what the agent says:",
+            *(f"  {line}" for line in clean(str(result["words"])).expandtabs(4).split("\n")),
+        ]
     return lines
 
 
