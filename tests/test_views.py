@@ -23,8 +23,8 @@ WIDTHS = st.sampled_from([None, 20, 40, 80, 160])
 View = dict[str, Any]
 
 
-def job(id: int, parent: int | None = None, **more: Any) -> View:
-    common = {
+def job(id: int, parent: Any = None, **more: Any) -> View:
+    common: View = {
         "id": id,
         "parent": parent,
         "name": f"job-{id}",
