@@ -240,14 +240,22 @@ def test_what_does_not_go_together_is_refused(show: Show) -> None:
     assert show.nothing_is_left()
 
 
-def test_the_picture_is_drawn_from_a_real_run(show: Show, tmp_path: Path) -> None:
-    file = tmp_path / "logs.svg"
-    ended = show.run(sys.executable, ROOT / "scripts" / "picture", file)
-    assert (ended.code, ended.text) == (0, f"{file}\n")
-    picture = ElementTree.parse(file).getroot()
-    width = float(picture.attrib["viewBox"].split()[2])
-    texts = [element for element in picture.iter() if element.tag.endswith("}text")]
-    assert {"asks", "you", "leave it", "done"} <= {element.text for element in texts}
-    for element in texts[1:]:
-        assert float(element.attrib["x"]) + float(element.attrib["textLength"]) < width, element.text
+SAID = {
+    "ps": {"waiting", "failed", "+12 -0", "more-wares"},
+    "tree": {"└─ pack", "└─ sign"},
+    "top": {"CPU", "LOG/S", "load"},
+    "logs": {"asks", "you", "leave it", "done"},
+}
+
+
+def test_the_pictures_are_drawn_from_a_real_run(show: Show, tmp_path: Path) -> None:
+    ended = show.run(sys.executable, ROOT / "scripts" / "picture", "--to", tmp_path)
+    assert (ended.code, ended.text.split()) == (0, [str(tmp_path / f"{name}.svg") for name in SAID])
+    for name, words in SAID.items():
+        picture = ElementTree.parse(tmp_path / f"{name}.svg").getroot()
+        width = float(picture.attrib["viewBox"].split()[2])
+        texts = [element for element in picture.iter() if element.tag.endswith("}text")]
+        assert words <= {element.text for element in texts}
+        for element in texts[1:]:
+            assert float(element.attrib["x"]) + float(element.attrib["textLength"]) < width, element.text
     assert show.nothing_is_left()
