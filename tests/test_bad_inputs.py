@@ -129,6 +129,29 @@ def test_odd_surroundings(agentd: Shell, tmp_path: Path) -> None:
     assert len(page) > 25
 
 
+REMEDY = re.compile(
+    r"; |: a |: only |: choose |: name |agentd [a-z]+ |agentd --help|what\\?|did you mean|there (?:is|are):? |such as"
+    r"|must |which"
+)
+SAID_ALL = (
+    "the wait timed out",
+    "has ended without being",
+    "it works in",
+    "goes with -d only",
+    "whose acknowledgement",
+)
+"""Where the answer is what was asked for, or names the option to be given."""
+
+
+def test_every_refusal_says_what_to_do() -> None:
+    refused = [row for heading in ("Words", "Surroundings") for row in rows(heading) if row.code and row.answer]
+    silent = [
+        row for row in refused if not REMEDY.search(row.answer) and not any(all in row.answer for all in SAID_ALL)
+    ]
+    assert silent == []
+    assert len(refused) > 130
+
+
 def test_what_is_tested_elsewhere_is_tested() -> None:
     text = PAGE.read_text().partition("\n## Tested elsewhere\n")[2]
     named = re.findall(r"`(test_\w+)`, `(test_\w+)`", text)

@@ -227,7 +227,7 @@ def test_it_is_told_interrupted_and_told_again(agentd: Shell, script: Callable[[
         *["you      one", "you      two", "you      interrupted it"],
         *["held     interrupted; it waits for a message", "you      go on", "goes on"],
     ]
-    assert agentd("send", id, "late") == (1, "", "agentd: job 1 has already ended\n")
+    assert agentd("send", id, "late") == (1, "", "agentd: job 1 has already ended; what came of it: agentd result 1\n")
 
 
 def test_an_interrupt_may_say_what_to_do(agentd: Shell, script: Callable[[Any], None]) -> None:
@@ -244,7 +244,7 @@ def test_commands_have_no_conversation(agentd: Shell) -> None:
     assert agentd("interrupt", id).err == "agentd: job 1 is a command; to signal it: agentd kill -s INT 1\n"
     assert agentd("answer", id, "x").code == 1
     agentd.ok("kill", id)
-    told = "agentd: job 1 is a command, which has no conversation to go on with\n"
+    told = "agentd: job 1 is a command, which has no conversation to go on with; to run it again: agentd restart 1\n"
     assert agentd("restart", "--resume", id) == (1, "", told)
     assert agentd("restart", id)[:2] == (0, "1\n")
 

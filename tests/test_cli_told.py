@@ -79,7 +79,7 @@ def test_a_narrow_terminal_has_room_for_the_task() -> None:
 def test_wait_for_ones_own(agentd: Shell) -> None:
     agentd.job("sleep", "1000", flags=["--owner", "you"])
     assert agentd("wait", "--mine", AGENTD_OWNER="me") == (0, "", "")
-    none = "agentd: there is no job of yours to wait for\n"
+    none = "agentd: there is no job of yours to wait for; agentd ps --all lists those that have ended\n"
     assert agentd("wait", "-n", "--mine", AGENTD_OWNER="me") == (127, "", none)
     agentd.job("sh", "-c", "sleep 0.5; exit 4", flags=["--owner", "me"])
     assert agentd("wait", "-n", "--mine", "--print", AGENTD_OWNER="me") == (4, "2\n", "")

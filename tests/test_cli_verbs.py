@@ -94,7 +94,10 @@ def test_a_full_output_is_told(agentd: Shell) -> None:
     agentd.job("true")
     with open("/dev/full", "wb", buffering=0) as full:
         done = subprocess.run([*clishell.AGENTD, "ps", "-a"], stdout=full, stderr=subprocess.PIPE)
-    assert (done.returncode, done.stderr) == (75, b"agentd: cannot write the output: No space left on device\n")
+    assert (done.returncode, done.stderr) == (
+        75,
+        b"agentd: cannot write the output: No space left on device; free some space, or write elsewhere\n",
+    )
 
 
 # --- delegate -------------------------------------------------------------------------------------------------
@@ -143,11 +146,13 @@ def test_bad_names(agentd: Shell, repo: str, name: str, rest: str) -> None:
 
 
 def test_bad_bases_and_places(agentd: Shell, repo: str, tmp_path: Path) -> None:
-    told = f'agentd: base "nosuch" is not a commit in {repo} (git: unknown revision)\n'
+    told = (
+        f'agentd: base "nosuch" is not a commit in {repo} (git: unknown revision); name a branch, a tag or a commit\n'
+    )
     assert agentd("delegate", "--base", "nosuch", "--", "true", cwd=repo) == (1, "", told)
     for base in (f"--output={tmp_path}/x", "-x"):
         said = agentd("delegate", "--base", base, "--", "true", cwd=repo)
-        assert said == (2, "", 'agentd: base must not start with "-"\n')
+        assert said == (2, "", 'agentd: base must not start with "-"; name a branch, a tag or a commit\n')
     assert not (tmp_path / "x").exists()
     said = agentd("delegate", "--", "true")
     assert said.code == 1 and "is not in a git repository; use agentd run" in said.err
@@ -264,7 +269,11 @@ def test_wait_passes_codes_on(agentd: Shell) -> None:
     assert [job["wait_code"] for job in json.loads(agentd("wait", "--json", good, bad).out)] == [0, 4]
     assert agentd("wait", "99") == (127, "", "agentd: no job 99; agentd ps --all lists them\n")
     assert agentd("wait", "--all").code == 0
-    assert agentd("wait", "--any") == (127, "", "agentd: there is no job to wait for\n")
+    assert agentd("wait", "--any") == (
+        127,
+        "",
+        "agentd: there is no job to wait for; agentd ps --all lists those that have ended\n",
+    )
 
 
 def test_wait_for_any_and_with_a_time_limit(agentd: Shell) -> None:
@@ -299,7 +308,7 @@ def test_kill_is_done_when_the_whole_tree_is_gone(agentd: Shell) -> None:
     assert agentd("kill", "--grace", "0.3", "1") == (0, "", "")
     assert not Path(f"/proc/{escaped}").exists() or "Z" in Path(f"/proc/{escaped}/stat").read_text().split(")")[1]
     assert job.finish().code == 137
-    assert agentd("kill", "1") == (1, "", "agentd: job 1 has already ended\n")
+    assert agentd("kill", "1") == (1, "", "agentd: job 1 has already ended; what came of it: agentd result 1\n")
     assert agentd("kill", "--ignore-missing", "1", "99").code == 0
     assert agentd("kill", "99") == (1, "", "agentd: no job 99; agentd ps --all lists them\n")
 
@@ -339,7 +348,10 @@ def test_send_text_lines_bytes_and_the_end(agentd: Shell) -> None:
     assert agentd.ok("logs", id) == "hello\nwor\xffld\nbye\n"
     assert agentd("send", id, "late").code == 1
     other = agentd.job("sleep", "100")
-    assert agentd("send", other, "x") == (1, "", f"agentd: job {other} takes no input: it was not started with -i\n")
+    told = (
+        f"agentd: job {other} takes no input: it was not started with -i; start one that does: agentd run -d -i CMD\n"
+    )
+    assert agentd("send", other, "x") == (1, "", told)
 
 
 # --- events ---------------------------------------------------------------------------------------------------

@@ -117,7 +117,9 @@ OCCURRENCES: dict[str, on.Event] = {
 # What each sample becomes: its state, then what is told, then what is ordered. A sentence is a refusal.
 # What is not written here must change nothing, tell nothing and order nothing.
 NOT_DONE = "job 7 is still {}; wait for it, or end it with: agentd kill 7"
-NOT_IN_TRASH = "job 7 is not in the trash: it is {}"
+ENDED_ALREADY = "job 7 has already ended; what came of it: agentd result 7"
+NOT_REMOVED = "job 7 is not in the trash; agentd undo lists what is"
+NOT_IN_TRASH = "job 7 is not in the trash: it is {}; agentd undo lists what is"
 
 
 def live(state: str) -> dict[str, str]:
@@ -213,19 +215,19 @@ EXPECTED: dict[str, dict[str, str]] = {
         "KillAsked": "stopping | job.stopping | EndAttempt",
     },
     "done": {
-        "KillAsked": "job 7 has already ended",
+        "KillAsked": ENDED_ALREADY,
         "WorkMerged": "done | job.merged | ",
         "RestartAsked": "job 7 has just ended and its result is being saved; try again",
         "ResultSettled": "done | job.result | ",
         "RemoveAsked": "job 7 has just ended and its result is being saved; try again",
-        "RestoreAsked": "job 7 is not in the trash",
+        "RestoreAsked": NOT_REMOVED,
     },
     "done, settled": {
-        "KillAsked": "job 7 has already ended",
+        "KillAsked": ENDED_ALREADY,
         "WorkMerged": "done | job.merged | ",
         "RestartAsked": "queued | job.restarted | Reschedule",
         "RemoveAsked": "done |  | MoveToTrash",
-        "RestoreAsked": "job 7 is not in the trash",
+        "RestoreAsked": NOT_REMOVED,
     },
     "done, and again": {
         "WorkMerged": "done | job.merged | ",
@@ -233,26 +235,26 @@ EXPECTED: dict[str, dict[str, str]] = {
         "RestartAsked": "job 7 has just ended and its result is being saved; try again",
         "ResultSettled": "done | job.result | StartAgain",
         "RemoveAsked": "job 7 has just ended and its result is being saved; try again",
-        "RestoreAsked": "job 7 is not in the trash",
+        "RestoreAsked": NOT_REMOVED,
     },
     "done, settled, and again": {
         "WorkMerged": "done | job.merged | ",
         "KillAsked": "done | job.given_up | ",
         "RestartAsked": "queued | job.restarted | Reschedule",
         "RemoveAsked": "job 7 starts again by itself; stop that with: agentd kill 7",
-        "RestoreAsked": "job 7 is not in the trash",
+        "RestoreAsked": NOT_REMOVED,
     },
     "done, removing": {
-        "KillAsked": "job 7 has already ended",
+        "KillAsked": ENDED_ALREADY,
         "WorkMerged": "done | job.merged | ",
         "RestartAsked": "job 7 is in the trash; put it back with: agentd undo 7",
         "RemoveAsked": "done |  | MoveToTrash",
         "RemovedToTrash": "done | job.removed | ",
         "RemoveFailed": "done | job.remove_failed | ",
-        "RestoreAsked": "job 7 is not in the trash",
+        "RestoreAsked": NOT_REMOVED,
     },
     "done, trashed": {
-        "KillAsked": "job 7 has already ended",
+        "KillAsked": ENDED_ALREADY,
         "WorkMerged": "done | job.merged | ",
         "RestartAsked": "job 7 is in the trash; put it back with: agentd undo 7",
         "RemoveAsked": "job 7 is in the trash already",
@@ -313,9 +315,9 @@ def test_a_sentence_has_no_placeholder_left_and_says_what_to_do() -> None:
     # Where there is something to do, it is said; what is so already needs no remedy.
     statements = {s for s in sentences if not re.search(r"agentd (kill|undo) 7|try again", s)}
     assert statements == {
-        "job 7 has already ended",
+        ENDED_ALREADY,
         "job 7 is in the trash already",
-        "job 7 is not in the trash",
+        NOT_REMOVED,
         *(NOT_IN_TRASH.format(state) for state in STATES if state != "done"),
     }
 

@@ -67,7 +67,10 @@ def test_a_path_with_odd_characters(tmp_path: Path) -> None:
 def test_unknown_base(top: str) -> None:
     with pytest.raises(Refused) as refusal:
         settle(top, "nosuch")
-    assert str(refusal.value) == f'base "nosuch" is not a commit in {top} (git: unknown revision)'
+    assert (
+        str(refusal.value)
+        == f'base "nosuch" is not a commit in {top} (git: unknown revision); name a branch, a tag or a commit'
+    )
     for base in ("a..b", "HEAD..HEAD", "src/f0.txt", "HEAD:src", "^main", "main^{tree}", "@{-1}"):
         with pytest.raises(Refused):
             settle(top, base)
@@ -79,7 +82,7 @@ def test_base_that_is_an_option(top: str, base: str) -> None:
         settle(top, base)
     assert refusal.value.exit == 2
     if base.startswith("-"):
-        assert str(refusal.value) == 'base must not start with "-"'
+        assert str(refusal.value) == 'base must not start with "-"; name a branch, a tag or a commit'
 
 
 def test_outside_a_repository(tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ def guarded(args: Sequence[str]) -> int:
             raise
         if is_disk_full(error):
             silence()  # else Python tries once more at its end, and complains
-            return tell(args, f"cannot write the output: {error.strerror}", "disk_full", 75)  # type: ignore[attr-defined]
+            what = f"cannot write the output: {os.strerror(error.errno)}; free some space, or write elsewhere"  # type: ignore[attr-defined]
+            return tell(args, what, "disk_full", 75)
         what = f"agentd failed: {type(error).__name__}: {error}; AGENTD_DEBUG=1 shows where"
         return tell(args, what, "fault", EXIT_FAULT)
 

@@ -34,7 +34,9 @@ def logs(
 ) -> int:
     """Show what a job wrote, both streams in the order in which it came; of an agent, its conversation."""
     if exit_code and not is_following:
-        raise Usage("--exit-code goes with -f: without it the job may not have ended", "usage")
+        raise Usage(
+            "--exit-code goes with -f: without it the job may not have ended; add -f, or see: agentd wait", "usage"
+        )
     begin = None if since is None else moment(since)
     lines, number = options.number("--tail", tail), options.number("--attempt", attempt, 1)
     with Client(start=False) as client:
@@ -106,11 +108,12 @@ def resolve(client: Client, ref: str) -> int:
             raise
     id = follow.job_named(client.state_dir, ref)
     if id is None:
-        raise Refused(
-            f'no job "{render.one_line(ref, 80)}" (no daemon is running, so only whole names and ids are known);'
-            " start it with: agentd daemon start",
-            "unknown_job",
-        )
+        from agentd.cli import offline
+
+        names = [str(job["name"]) for job in offline.jobs(client.state_dir, all=True)]
+        hint = options.nearest(ref, names, "start it with: agentd daemon start")
+        what = f'no job "{render.one_line(ref, 80)}" (no daemon is running, so only whole names and ids are known)'
+        raise Refused(f"{what}; {hint}", "unknown_job")
     return id
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -179,6 +180,14 @@ def owner_name(given: str | None) -> str | None:
     if given is not None and not (0 < len(given) <= 100 and given.isprintable()):
         raise Usage(f'--owner: 1-100 printable characters, not "{one_line(given, 80)}"', "bad_name")
     return given
+
+
+def nearest(word: str, known: Sequence[str], else_: str) -> str:
+    """``did you mean NAME?``, or what to do if nothing is like it."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    return f"did you mean {', '.join(close)}?" if close else else_
 
 
 def here() -> str:

@@ -37,8 +37,8 @@ def top(
     Live on a terminal; elsewhere, and with --json, once. It works while no daemon runs, as far as files tell.
     """
     if sort not in top_sheet.SORTS:
-        near = f'there is no order "{render.one_line(sort, 80)}"; there is: {", ".join(top_sheet.SORTS)}'
-        raise Usage(f"--sort: {near}", "no_such_order")
+        hint = options.nearest(sort, top_sheet.SORTS, f"there is: {', '.join(top_sheet.SORTS)}")
+        raise Usage(f'--sort: there is no order "{render.one_line(sort, 80)}"; {hint}', "no_such_order")
     seconds = options.seconds("--interval", interval) or 0.0
     if seconds < OFTEN_S:
         raise Usage(f"--interval: at least {OFTEN_S:g}s, as looking costs time too; leave it out for 2s", "bad_time")

@@ -36,12 +36,17 @@ def id_of(client: Client, ref: str) -> int:
     """Several jobs in the trash may have had the same name."""
     if ref.isascii() and ref.isdigit() and len(ref) < 16:
         return int(ref)
-    ids = [int(job["id"]) for job in client.ask("jobs.undo", owner=client.owner)["trash"] if job["name"] == ref]
+    trash = client.ask("jobs.undo", owner=client.owner)["trash"]
+    ids = [int(job["id"]) for job in trash if job["name"] == ref]
     if not ids:
-        raise Refused(f'no job "{render.one_line(ref, 80)}" is in the trash; agentd undo lists it', "unknown_job")
+        hint = options.nearest(ref, [str(job["name"]) for job in trash], "agentd undo lists it")
+        raise Refused(f'no job "{render.one_line(ref, 80)}" is in the trash; {hint}', "unknown_job")
     if len(ids) > 1:
         which = f"agentd undo {ids[-1]} takes the newest"
-        raise Refused(f'"{ref}" is {len(ids)} jobs in the trash: {", ".join(map(str, ids))}; {which}', "ambiguous")
+        raise Refused(
+            f'"{render.one_line(ref, 80)}" is {len(ids)} jobs in the trash: {", ".join(map(str, ids))}; {which}',
+            "ambiguous",
+        )
     return ids[0]
 
 

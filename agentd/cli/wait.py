@@ -83,7 +83,11 @@ def own_job() -> int | None:
 
 def nothing(any: bool, mine: bool, json: bool) -> int:
     if any:
-        raise Refused(f"there is no job{' of yours' * mine} to wait for", "nothing", EXIT_NOT_FOUND)
+        raise Refused(
+            f"there is no job{' of yours' * mine} to wait for; agentd ps --all lists those that have ended",
+            "nothing",
+            EXIT_NOT_FOUND,
+        )
     if json:
         options.print_json([])
     return 0

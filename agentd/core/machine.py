@@ -300,7 +300,7 @@ def note_merge(job: Job, event: on.WorkMerged) -> Step:
 
 def remove(job: Job, event: on.RemoveAsked) -> Step:
     if isinstance(job.shelf, Trashed):
-        raise Refused(f"job {job.id} is in the trash already", "removed")
+        raise Refused(f"job {job.id} is in the trash already; agentd undo lists it", "removed")
     assert isinstance(job.state, Done)
     if not job.state.is_settled:
         raise Refused(f"job {job.id} has just ended and its result is being saved; try again", "not_settled")
@@ -323,7 +323,7 @@ def keep_after_all(job: Job, event: on.RemoveFailed) -> Step:
 
 def restore(job: Job, event: on.RestoreAsked) -> Step:
     if not isinstance(job.shelf, Trashed):
-        raise Refused(f"job {job.id} is not in the trash", "not_removed")
+        raise Refused(f"job {job.id} is not in the trash; agentd undo lists what is", "not_removed")
     place = job.place
     if isinstance(place, Worktree) and event.admin is not None:
         place = replace(place, admin=event.admin)
@@ -345,8 +345,8 @@ def refuse(sentence: str, code: str) -> Arrow:
 # --- the table ----------------------------------------------------------------------------------------------
 
 running_still = refuse("job {id} is still {state}; wait for it, or end it with: agentd kill {id}", "not_done")
-not_in_trash = refuse("job {id} is not in the trash: it is {state}", "not_removed")
-ended_already = refuse("job {id} has already ended", "already_ended")
+not_in_trash = refuse("job {id} is not in the trash: it is {state}; agentd undo lists what is", "not_removed")
+ended_already = refuse("job {id} has already ended; what came of it: agentd result {id}", "already_ended")
 
 Row = dict[str, Arrow]
 LIVE: Row = {"RestartAsked": running_still, "RemoveAsked": running_still, "RestoreAsked": not_in_trash}

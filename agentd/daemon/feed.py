@@ -99,7 +99,9 @@ class Feed:
     async def ack(self, name: str, seq: int) -> Subscriber:
         """Remember that ``name`` has dealt with everything up to ``seq``; durable when this returns."""
         if not 0 <= seq <= self.newest:
-            raise Refused(f"cannot acknowledge {seq}: the newest event is {self.newest}", "no_such_event")
+            raise Refused(
+                f"cannot acknowledge {seq}: the newest event is {self.newest}; give one up to that", "no_such_event"
+            )
         known = await self.subscriber(name, since=seq)
         if seq > known.acked:
             known = known._replace(acked=seq, used=time.time())

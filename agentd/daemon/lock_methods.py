@@ -86,7 +86,10 @@ class LockMethods:
             return None
         job = self.engine.jobs[connection.job]
         if job.is_done:
-            raise Refused(f"attempt {job.attempt} of job {job.id} has ended", "has_ended")
+            raise Refused(
+                f"attempt {job.attempt} of job {job.id} has ended; ask from a job that runs, or outside of jobs",
+                "has_ended",
+            )
         return job
 
     def asker(self, connection: Connection, ask: protocol.AcquireLock) -> Holder:

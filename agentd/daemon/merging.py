@@ -197,7 +197,11 @@ def refuse_unmergeable(job: Job, is_forced: bool) -> None:
 
 def worktree_of(job: Job) -> Worktree:
     if not isinstance(job.place, Worktree):
-        raise Refused(f"job {job.id} works in {escaped(job.place.cwd)}: it has no worktree of its own", "in_place")
+        raise Refused(
+            f"job {job.id} works in {escaped(job.place.cwd)}: it has no worktree of its own,"
+            " and its changes are there already",
+            "in_place",
+        )
     return job.place
 
 

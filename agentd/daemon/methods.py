@@ -244,7 +244,10 @@ class Methods(LockMethods):
             if not ask.with_changes and is_soon_looked_at(settled.repo):
                 dirt = asyncio.ensure_future(self.performer.in_prompt_thread(look_for_dirt, settled.repo))
         elif not os.path.isdir(ask.cwd):
-            raise Refused(f"cannot run in {names.escaped(ask.cwd)}: there is no such folder", "no_folder")
+            raise Refused(
+                f"cannot run in {names.escaped(ask.cwd)}: there is no such folder; make it, or name another",
+                "no_folder",
+            )
         id, self.next_id = self.next_id, self.next_id + 1
         place: Place = InPlace(ask.cwd)
         cwd, command, setup = ask.cwd, argv, ""
@@ -397,25 +400,37 @@ class Methods(LockMethods):
 
     async def signal(self, job: Job, name: str) -> None:
         if job.pid is None or job.is_done:
-            raise Refused(f"cannot signal job {job.id}: it is {state_name(job.state)}", "not_running")
+            raise Refused(
+                f"cannot signal job {job.id}: it is {state_name(job.state)}; agentd ps lists those that run",
+                "not_running",
+            )
         path = self.performer.attempt_dir(job)
         answer = await asyncio.to_thread(perform.ask_keeper, path, {"signal": name}, KEEPER_PATIENCE_S)
         if answer is None:
             raise NotNow(f"cannot signal job {job.id} now: its keeper does not answer; try again", "keeper_busy")
         if not answer.get("ok"):
-            raise Refused(f"cannot signal job {job.id}: it has just ended", "already_ended")
+            raise Refused(
+                f"cannot signal job {job.id}: it has just ended; what came of it: agentd result {job.id}",
+                "already_ended",
+            )
 
     async def do_jobs_send(self, connection: Connection, ask: protocol.Send) -> dict[str, Any]:
         job = self.find(connection, ask.job, ask.owner)
         if job.progress is not None:
             return await self.tell_runner(job, "message", ask.data)
         if not job.has_input:
-            raise Refused(f"job {job.id} takes no input: it was not started with -i", "no_input")
+            raise Refused(
+                f"job {job.id} takes no input: it was not started with -i; start one that does: agentd run -d -i CMD",
+                "no_input",
+            )
         if job.is_done:
-            raise Refused(f"job {job.id} has already ended", "already_ended")
+            raise Refused(f"job {job.id} has already ended; what came of it: agentd result {job.id}", "already_ended")
         path = self.performer.attempt_dir(job)
         if os.path.exists(f"{path}/stdin.eof"):
-            raise Refused(f"the input of job {job.id} has been closed", "input_closed")
+            raise Refused(
+                f"the input of job {job.id} has been closed; what it makes of it: agentd logs -f {job.id}",
+                "input_closed",
+            )
         try:
             data = base64.b64decode(ask.data, validate=True) if ask.binary else ask.data.encode()
         except (binascii.Error, UnicodeEncodeError):
@@ -424,7 +439,10 @@ class Methods(LockMethods):
             try:
                 await asyncio.to_thread(append_input, path, data, ask.eof)
             except OSError as error:
-                raise NotNow(f"cannot queue input for job {job.id}: {error.strerror}", "disk_full") from None
+                raise NotNow(
+                    f"cannot queue input for job {job.id}: {error.strerror}; free some disk space, and repeat it",
+                    "disk_full",
+                ) from None
         perform.tell_keeper(path, {"input": True})
         return {"queued": len(data), "eof": ask.eof}
 
@@ -446,13 +464,16 @@ class Methods(LockMethods):
     async def tell_runner(self, job: Job, kind: str, text: str, question: str | None = None) -> dict[str, Any]:
         """Appended to a file first: it outlives every death. The runner gives receipts in its transcript."""
         if job.is_done:
-            raise Refused(f"job {job.id} has already ended", "already_ended")
+            raise Refused(f"job {job.id} has already ended; what came of it: agentd result {job.id}", "already_ended")
         path = self.performer.attempt_dir(job)
         async with self.engine.locks.of(job.id):
             try:
                 number = await asyncio.to_thread(inputs.append, path, kind, text, question)
             except OSError as error:
-                raise NotNow(f"cannot queue input for job {job.id}: {error.strerror}", "disk_full") from None
+                raise NotNow(
+                    f"cannot queue input for job {job.id}: {error.strerror}; free some disk space, and repeat it",
+                    "disk_full",
+                ) from None
         await self.engine.note(job.id, "job.input", {"n": number, "state": "queued", "kind": kind})
         inputs.nudge(path)
         return {"n": number, "state": "queued"}
@@ -462,7 +483,11 @@ class Methods(LockMethods):
         if isinstance(job.state, Waiting):
             return await self.give_secrets(job, ask.environment)
         if ask.resume and job.progress is None:
-            raise Refused(f"job {job.id} is a command, which has no conversation to go on with", "no_runner")
+            raise Refused(
+                f"job {job.id} is a command, which has no conversation to go on with;"
+                f" to run it again: agentd restart {job.id}",
+                "no_runner",
+            )
         async with self.engine.verbs.of(job.id):
             await self.settled(job)
             job = self.engine.jobs[job.id]

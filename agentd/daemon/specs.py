@@ -63,7 +63,7 @@ def next_spec(performer: Performer, before: Job, after: Job, resume: bool) -> di
     path = performer.attempt_dir(before)
     old = jobdir.read(path, "spec.json")
     if old is None:
-        raise Refused(f"cannot restart job {before.id}: its files are gone", "files_gone")
+        raise Refused(f"cannot restart job {before.id}: its files are gone; delegate it anew", "files_gone")
     environment = {name: value for name, value in old["env"].items() if not name.startswith("AGENTD_")}
     again = old | identity(performer, after, environment)
     progress = before.progress
@@ -81,7 +81,9 @@ async def save(performer: Performer, job: Job, spec: dict[str, Any]) -> None:
     except OSError as error:
         if jobdir.is_full(error):
             raise NotNow(f"cannot save job {job.id}: {error.strerror}; free some disk space", "disk_full") from None
-        raise Refused(f"cannot save job {job.id} in {path}: {error.strerror}", "state_not_writable") from None
+        raise Refused(
+            f"cannot save job {job.id} in {path}: {error.strerror}; agentd doctor says more", "state_not_writable"
+        ) from None
 
 
 def write(path: str, spec: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ class Settled:
 def settle(cwd: str, base: str | None) -> Settled:
     """One git process, whatever the size of the repository; a second one where there is no tree."""
     if base is not None and base.startswith("-"):
-        raise Usage('base must not start with "-"', code="bad_base")
+        raise Usage('base must not start with "-"; name a branch, a tag or a commit', code="bad_base")
     if base is not None and (not base or "\0" in base):
         raise Usage("base must be a branch, a tag or a commit, not an empty or binary text", code="bad_base")
     if not os.path.isdir(cwd):
@@ -167,7 +167,10 @@ def _refusal(failure: GitFailed, cwd: str, base: str | None) -> Exception:
     top = _top_of(failure.stdout, cwd)
     if base is None or base in ("HEAD", "@"):
         return Refused(f"no commit yet in {top}; make a first commit", code="no_commit")
-    return Refused(f'base "{base}" is not a commit in {top} (git: unknown revision)', code="unknown_base")
+    return Refused(
+        f'base "{base}" is not a commit in {top} (git: unknown revision); name a branch, a tag or a commit',
+        code="unknown_base",
+    )
 
 
 def _top_of(printed: str, cwd: str) -> str:
