@@ -131,7 +131,7 @@ def test_odd_surroundings(agentd: Shell, tmp_path: Path) -> None:
 
 REMEDY = re.compile(
     r"; |: a |: only |: choose |: name |agentd [a-z]+ |agentd --help|what\\?|did you mean|there (?:is|are):? |such as"
-    r"|must |which"
+    r"|must |which|printable characters"
 )
 SAID_ALL = (
     "the wait timed out",

@@ -21,7 +21,7 @@ def diff(
 ) -> None:
     """Show what a job changed since its base, untracked files included; also while it runs."""
     if stat and name_only:
-        raise Usage("--stat and --name-only do not go together", "usage")
+        raise Usage("--stat and --name-only do not go together; leave one of them out", "usage")
     form = "stat" if stat else "names" if name_only else "patch"
     is_terminal = sys.stdout.isatty() and not json
     with Client() as client:

@@ -30,6 +30,7 @@ def top(
     sort: Annotated[str, typer.Option("--sort", metavar="WHAT", help="cpu, memory, log, cost or id.")] = "cpu",
     mine: Annotated[bool, typer.Option("--mine", help="Only your own jobs.")] = False,
     json: options.Json = False,
+    quiet: options.Quiet = False,
     no_color: options.NoColor = False,
 ) -> int:
     """Show what jobs use: CPU, memory, processes, output a second and cost of each one's process tree.
@@ -43,6 +44,10 @@ def top(
     if seconds < OFTEN_S:
         raise Usage(f"--interval: at least {OFTEN_S:g}s, as looking costs time too; leave it out for 2s", "bad_time")
     top = Top(sort, mine, options.has_color(no_color))
+    if quiet:
+        top.ask()
+        print("".join(f"{job['id']}\n" for job in top.jobs), end="")
+        return 0
     if json or no_stream or not options.is_screen():
         return once(top, json)
     with Screen() as screen:
