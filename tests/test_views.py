@@ -47,10 +47,10 @@ def harmless(lines: Sequence[str]) -> None:
 
 
 def test_each_job_stands_under_the_one_that_delegated_it() -> None:
-    jobs = [job(1), job(2, 1), job(3), job(4, 2), job(5, 1), job(6, 99)]
+    jobs = [job(1), job(2, 1), job(3), job(4, 2), job(5, 1), job(6, 99), job(7, 5)]
     drawn = [f"{branch}{one['id']}" for branch, one in tree(jobs, DRAWN)]
-    assert drawn == ["1", "├─ 2", "│  └─ 4", "└─ 5", "3", "6"]
-    assert [branch for branch, _ in tree(jobs, PLAIN)] == ["", "|- ", "|  `- ", "`- ", "", ""]
+    assert drawn == ["1", "├─ 2", "│  └─ 4", "└─ 5", "   └─ 7", "3", "6"]
+    assert [branch for branch, _ in tree(jobs, PLAIN)] == ["", "|- ", "|  `- ", "`- ", "   `- ", "", ""]
 
 
 def test_a_tree_has_the_parents_that_have_ended() -> None:
