@@ -137,7 +137,7 @@ SAID_ALL = (
     "the wait timed out",
     "has ended without being",
     "it works in",
-    "goes with -d only",
+    "No such file",
     "whose acknowledgement",
 )
 """Where the answer is what was asked for, or names the option to be given."""

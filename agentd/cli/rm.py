@@ -22,9 +22,11 @@ def rm(
     """Move ended jobs to the trash, with their worktrees; prints their ids."""
     refs = list(jobs or [])
     if all and not done:
-        raise Usage("--all goes with --done: it means all jobs that have ended", "usage")
+        raise Usage("--all goes with --done: it means all jobs that have ended; give both", "usage")
     if done and (refs or force):
-        raise Usage("--done takes all jobs that have ended, so it goes without JOB and --force", "usage")
+        raise Usage(
+            "--done takes all jobs that have ended, so it goes without JOB and --force; leave them out", "usage"
+        )
     if not refs and not done:
         raise Usage("rm what? Name a job, such as: agentd rm 7, or use --done; agentd ps --all lists them", "usage")
     with Client() as client:

@@ -47,7 +47,7 @@ def run(
     if not command:
         raise Usage("run what? Give a command, such as: agentd run make test", "no_command")
     if json and not detach:
-        raise Usage("--json goes with -d only: in the foreground stdout is the command's own", "usage")
+        raise Usage("--json goes with -d only: in the foreground stdout is the command's own; add -d", "usage")
     asked = options.limits(name, env, timeout, idle_timeout, leave, memory, processes, log_max, restart)
     asked["claims"] = options.claims(claim, res)
     if workdir == "":

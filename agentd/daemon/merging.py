@@ -199,7 +199,7 @@ def worktree_of(job: Job) -> Worktree:
     if not isinstance(job.place, Worktree):
         raise Refused(
             f"job {job.id} works in {escaped(job.place.cwd)}: it has no worktree of its own,"
-            " and its changes are there already",
+            " and its changes are there already; look with: git diff",
             "in_place",
         )
     return job.place
