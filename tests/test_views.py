@@ -149,7 +149,7 @@ def test_the_next_things_have_real_ids_and_what_waits_comes_first() -> None:
     stat = {"diffstat": {"files": 1, "insertions": 12, "deletions": 3, "paths": []}}
     ended = {"state": "done", "ended_at": "2026-01-01T00:01:00.000Z"}
     jobs = [
-        job(1, **ended, outcome="failed", exit_code=1),
+        job(1, **ended, outcome="failed", exit_code=1, result=stat, worktree="/t"),
         job(2, **ended, outcome="succeeded", exit_code=0, result=stat, worktree="/t"),
         {**job(3), **agent(3, question=asks), "state": "waiting", "waiting": "Which?"},
         job(4, owner="you", cwd="/elsewhere"),
@@ -289,7 +289,7 @@ def test_no_text_of_a_job_drives_a_terminal(jobs: list[View], width: int | None,
     fits(top_sheet.sheet(jobs, uses, NOW, "cpu", width, is_colored), width)
     fits(sheet_of(jobs[0], width, is_colored), None)
     place = standing_sheet.Place("/\x1b[2J", jobs[0]["cwd"] or None, "me")
-    harmless(standing_sheet.sheet(jobs, place, False, NOW, width, is_colored))
+    fits(standing_sheet.sheet(jobs, place, False, NOW, width, is_colored), width)
     for one in jobs:
         harmless(inbox.lines(inbox.entry({**one, "waiting": one["waiting"] or ""}), NOW, width))
         marked = {**one, "swept": [{"pid": 1, "command": one["task"]}]}

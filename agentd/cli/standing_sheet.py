@@ -28,15 +28,17 @@ def sheet(
     strong = "strong" if is_colored else ""
     here = [job for job in jobs if is_here(job, place)]
     shown = worth_showing(here, now)
-    lines = [] if is_online else ["No daemon is running; the next verb starts it. This is what the files tell."]
+    offline = "No daemon is running; the next verb starts it. This is what the files tell."
+    lines = [] if is_online else render.wrapped(offline, width)
     where = f"the repository {render.one_line(place.top)}" if place.top else render.one_line(place.cwd)
     if shown:
-        lines.append(paint(f"{counted(shown)}, of this shell or of {where}:", strong))
+        head = f"{counted(shown)}, of this shell or of {where}:"
+        lines += [paint(line, strong) for line in render.wrapped(head, width)]
         lines += render.job_table(shown[-SHOWN:], now, width, of_jobs(shown[-SHOWN:]) if is_colored else None)
         if len(shown) > SHOWN:
             lines.append(f"and {render.count(len(shown) - SHOWN, 'older one')}: agentd ps --all")
     else:
-        lines.append(f"No jobs of this shell, nor of {where}.")
+        lines += render.wrapped(f"No jobs of this shell, nor of {where}.", width)
     others = sum(job["state"] != "done" for job in jobs) - sum(job["state"] != "done" for job in here)
     if others:
         lines.append(f"{render.count(others, 'job goes', 'jobs go')} on elsewhere: agentd ps")
@@ -91,7 +93,7 @@ def next_steps(jobs: Sequence[View], waiting: Sequence[View], place: Place, now:
 
     newest = sorted(jobs, key=lambda job: -job["id"])
     done = [job for job in newest if job["state"] == "done"]
-    home = [job for job in done if render.changes_word(job) != "-"]
+    home = [job for job in done if job["outcome"] == "succeeded" and render.changes_word(job) != "-"]
     bad = [job for job in done if job["outcome"] != "succeeded"]
     busy = [job for job in newest if job["state"] in ("running", "stopping", "parked")]
     steps = [(str(entry(job)["next"]), f"{named(job)} waits for you") for job in waiting]
