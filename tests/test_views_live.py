@@ -150,6 +150,22 @@ def test_top_is_live_and_gives_the_terminal_back(agentd: Shell) -> None:
     assert code == 143 and said.endswith(b"\x1b[?1049l")
 
 
+def test_top_outlives_the_daemon(agentd: Shell) -> None:
+    agentd.job("sleep", "1000", flags=["--name", "one"])
+    top = Terminal([*AGENTD, "top", "--interval", "0.5s"], agentd.cwd)
+    top.until(rb"one .*0%")
+    agentd.ok("daemon", "stop")
+    top.until(rb"no daemon is running[^H]*one ")
+    assert agentd("daemon", "status").code == 3
+    agentd.job("sleep", "1000", flags=["--name", "two"])
+    top.until(rb"two ")
+    top.forget()
+    top.until(rb"(?s)\x1b\[H.*q quit")
+    assert b"no daemon" not in top.seen and b"one " in top.seen
+    top.type(b"q")
+    assert top.finish()[0] == 0
+
+
 # --- where one stands -----------------------------------------------------------------------------------------------
 
 
