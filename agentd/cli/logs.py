@@ -48,26 +48,38 @@ def logs(
             path, raw, json, timestamps, options.has_color(no_color), is_following, lines, begin, is_paged
         )
         return ended(path) if exit_code else 0
-    why = None if quiet or (is_following and not sys.stderr.isatty()) else why_silent(id, path, is_following)
-    if why:
-        options.say(why)
     wanted = follow.STREAMS if stdout == stderr else (("out",) if stdout else ("err",))
     printer = JsonLines() if json else Printer(timestamps, is_clean=not raw and sys.stdout.isatty())
-    with follow.Reader(path, wanted) as reader, pager.paged(is_paged and not why):
-        if begin is not None:
-            reader.skip_before(begin)
-        if lines is not None:
-            reader.skip_to_tail(lines)
-        told = 0
-        for piece in follow.follow(reader) if is_following else reader.pieces():
-            if reader.dropped > told and not quiet:
-                options.say(dropped_sentence(reader.dropped - told, path))
-                told = reader.dropped
-            printer.show(piece)
-        printer.finish()
+    with follow.Reader(path, wanted) as reader:
+        why = None if quiet or (is_following and not sys.stderr.isatty()) else why_silent(id, path, is_following)
+        if why:
+            options.say(why)
+        with pager.paged(is_paged and not why):
+            show_output(reader, printer, is_following, lines, begin, quiet)
     if not (follow.record(path, "end.json") or {}).get("log_whole", True) and not quiet:
         options.say("the end of this log may be missing: everything that could hold it was killed before the job ended")
     return ended(path) if exit_code else 0
+
+
+def show_output(
+    reader: follow.Reader,
+    printer: "Printer | JsonLines",
+    is_following: bool,
+    lines: int | None,
+    begin: int | None,
+    quiet: bool,
+) -> None:
+    if begin is not None:
+        reader.skip_before(begin)
+    if lines is not None:
+        reader.skip_to_tail(lines)
+    told = 0
+    for piece in follow.follow(reader) if is_following else reader.pieces():
+        if reader.dropped > told and not quiet:
+            options.say(dropped_sentence(reader.dropped - told, reader.path))
+            told = reader.dropped
+        printer.show(piece)
+    printer.finish()
 
 
 def show_conversation(
