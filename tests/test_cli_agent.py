@@ -90,8 +90,22 @@ def test_a_task_is_done_in_a_worktree_and_everything_is_told(
     assert Path(job["worktree"], "src/f1.txt").read_text() == "line one\n"
     assert (job["progress"]["turns"], job["progress"]["words"]) == (2, "Changed it.")
     header, row = agentd.ok("ps", "-a").splitlines()
-    assert header.split() == ["ID", "NAME", "STATE", "AGENT", "TIME", "EXIT", "TURNS", "COST", "CHANGES", "TASK"]
-    assert re.fullmatch(r"1   fix-it  succeeded  builtin  \d+s +0     2      \$0\.\d{4}  \+1 -1 +  Fix it", row)
+    assert header.split() == [
+        "ID",
+        "NAME",
+        "STATE",
+        "AGENT",
+        "TIME",
+        "EXIT",
+        "ENDED",
+        "TURNS",
+        "COST",
+        "CHANGES",
+        "TASK",
+    ]
+    assert re.fullmatch(
+        r"1   fix-it  succeeded  builtin  \d+s +0     (?:just now|\d+ s ago) +2      \$0\.\d{4}  \+1 -1 +  Fix it", row
+    )
     told = agentd.ok("inspect", "1")
     assert "\nprofile:       default (claude-haiku-5-5)\n" in told and "\ncommand:" not in told
     assert re.search(r"^limits: (.*\n +)*turns 9\n +cost \$1\.50$", told, re.M)
