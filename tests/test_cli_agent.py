@@ -406,7 +406,8 @@ def switches(pid: int) -> int:
 
 def on_terminal(agentd: Shell, *words: str) -> str:
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([*clishell.AGENTD, *words], stdout=theirs, stderr=theirs, cwd=agentd.cwd)
+    unpaged = os.environ | {"AGENTD_PAGER": "cat"}
+    process = subprocess.Popen([*clishell.AGENTD, *words], stdout=theirs, stderr=theirs, cwd=agentd.cwd, env=unpaged)
     os.close(theirs)
     said = b""
     with suppress(OSError):  # a terminal without a writer is an error on Linux

@@ -126,7 +126,8 @@ def test_bytes_are_exact_in_a_pipe_and_harmless_on_a_terminal(agentd: Shell) -> 
 def on_terminal(agentd: Shell, *words: str) -> bytes:
     """What a terminal gets."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([*clishell.AGENTD, *words], stdout=theirs, stderr=theirs, cwd=agentd.cwd)
+    unpaged = os.environ | {"AGENTD_PAGER": "cat"}
+    process = subprocess.Popen([*clishell.AGENTD, *words], stdout=theirs, stderr=theirs, cwd=agentd.cwd, env=unpaged)
     os.close(theirs)
     said = b""
     with contextlib.suppress(OSError):  # a terminal without a writer is an error on Linux

@@ -89,7 +89,7 @@ def test_what_there_is_to_take_home(agentd: Shell, repo: str) -> None:
     settle(agentd, "1", "2")
     head, fix, same = agentd.ok("ps", "-a").splitlines()
     assert head.split() == ["ID", "NAME", "STATE", "TIME", "EXIT", "ENDED", "CHANGES", "TASK"]
-    assert re.search(r"(now|ago)  \+1 -0 ", fix) and re.search(r"(now|ago) +- +true$", same)
+    assert re.search(r"(now|ago) +\+1 -0 ", fix) and re.search(r"(now|ago) +- +true$", same)
     place = agentd.ok("path", "fix").removesuffix("\n")
     assert Path(place, "src", "f1.txt").is_file()
     agentd.ok("merge", "-q", "fix", cwd=repo)
