@@ -445,6 +445,7 @@ def test_a_jobs_own_socket_takes_few_methods(victim: Lab, tmp_path: Path) -> Non
         "jobs.restart": {"job": 1},
         "jobs.remove": {"job": 1},
         "jobs.merge": {"job": 1, "cwd": "/"},
+        "lock.break": {"name": "a.py", "cwd": "/", "reason": "mine"},
         "events.ack": {"name": "me", "seq": 1},
         "events.forget": {"name": "me"},
     }
