@@ -361,7 +361,7 @@ def test_where_no_terminal_is(agentd: Shell) -> None:
 def test_logs_at_a_terminal_drive_nothing(agentd: Shell) -> None:
     id = job(agentd, r"printf 'a\033]0;title\007\033[2Jb\n'")
     agentd("wait", id)
-    code, seen = at_a_terminal("logs", id)
+    code, seen = at_a_terminal("logs", "--no-pager", id)
     assert (code, seen) == (0, "ab\n")
     assert agentd("logs", id).out == "a\x1b]0;title\x07\x1b[2Jb\r\n"
 
