@@ -77,11 +77,11 @@ SHORT: "dict[str, Callable[[Sequence[str]], bool]]" = {
     "result": always,
     "diff": lambda _: not os.isatty(1),  # else it starts a pager
     "merge": always,
-    "lock": lambda words: "--" not in words,  # else it becomes the command
+    "lock": never,  # it becomes the command, and looks under which one it runs
     "unlock": always,
     "locks": lambda words: "--watch" not in words,
     "demo": never,
-    "shell": always,
+    "shell": never,  # it looks at its own session
     "attach": never,
     "fg": never,
     "bg": always,

@@ -67,6 +67,7 @@ class Pausing:
             finally:
                 locking.stop_waiting(answer.request.ticket, waiter)
                 waiter.cancel()
+                self.engine.spawn(locking.save(locking.table.give_up(answer.request.ticket, locking.now())))
         else:
             why = "granted" if isinstance(answer, Granted) else "it would wait for ever"
         if why != "granted":
