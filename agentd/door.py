@@ -205,7 +205,8 @@ def send(link: "_socket.socket", data: bytes, fds: "Sequence[int]") -> None:
     data = len(data).to_bytes(8, sys.byteorder) + data
     rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
     sent = link.sendmsg([data], [(_socket.SOL_SOCKET, SCM_RIGHTS, rights)])
-    link.sendall(data[sent:])
+    if sent < len(data):  # a send of nothing would fail if the call is over by now, and it would be made once more
+        link.sendall(data[sent:])
 
 
 def pass_signals_on(child: int, interrupts: list[int]) -> None:

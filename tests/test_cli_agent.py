@@ -101,6 +101,7 @@ def test_a_task_is_done_in_a_worktree_and_everything_is_told(
     job = agentd.json("ps", "-a", "--json")[0]
     assert Path(job["worktree"], "src/f1.txt").read_text() == "line one\n"
     assert (job["progress"]["turns"], job["progress"]["words"]) == (2, "Changed it.")
+    agentd.ok("result", "1")  # what it changed is known
     header, row = agentd.ok("ps", "-a").splitlines()
     assert header.split() == [
         "ID",
