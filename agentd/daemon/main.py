@@ -275,7 +275,7 @@ class Daemon:
 
     def on_new_zygote(self, kind: str) -> None:
         for job in self.engine.jobs.live.values():
-            if kind == jobdir.PLAIN and job.id in self.performer.secrets:
+            if kind == jobdir.PLAIN and self.performer.still_needs(job):
                 self.engine.spawn(self.performer.share_secrets(job))
             if agents.zygote_of(job.agent) == kind and isinstance(job.state, Starting | Running | Stopped | Stopping):
                 self.engine.carry_out(job, owed(job))

@@ -287,11 +287,16 @@ class Performer:
             os.close(fd)
 
     def forget_secrets(self, job: Job) -> None:
-        """It has them, or needs them no more. An agent's are kept while it works: what it hands on needs them too."""
-        if (job.restart != "no" or job.progress is not None) and not job.is_over:
+        """It has them, or needs them no more. Of an agent that works we remember them, for what it hands on."""
+        if job.restart != "no" and not job.is_over:
             return
-        self.secrets.pop(job.id, None)
+        if job.progress is None or job.is_over:
+            self.secrets.pop(job.id, None)
         self.let_go(self.attempt_dir(job))
+
+    def still_needs(self, job: Job) -> bool:
+        """Would it be lost to the job itself, if its secrets were?"""
+        return job.id in self.secrets and (job.started is None or job.restart != "no")
 
     def let_go(self, path: str) -> None:
         """A zygote that holds secrets does not end."""
@@ -320,7 +325,7 @@ class Performer:
             return
         self.listen_for(job)
         held = dict(self.escrow.get(path, {}))
-        if job.id in self.secrets:
+        if self.still_needs(job):
             held["secrets"] = memory_file(self.secrets[job.id])
         await self.zygotes_of(job).ask("watch", held, path=path)
         if "secrets" in held:
