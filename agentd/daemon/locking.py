@@ -276,7 +276,8 @@ class Locking:
             elif os.path.exists(path):
                 os.unlink(path)
         except OSError as error:  # then they ask too often, or are sent back by the merge only
-            print(f"agentd: cannot write {path}: {error.strerror}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # nor the log
+                print(f"agentd: cannot write {path}: {error.strerror}", file=sys.stderr, flush=True)
             return
         self.is_marked = is_marked
 

@@ -462,4 +462,5 @@ def on_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 
 def say(text: str) -> None:
     """A line for daemon.log."""
-    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} agentd[{os.getpid()}]: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the disk is full
+        print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} agentd[{os.getpid()}]: {text}", file=sys.stderr, flush=True)
