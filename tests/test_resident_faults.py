@@ -208,6 +208,7 @@ def test_a_deed_is_not_done_again_if_its_fork_is_killed(agentd: Shell) -> None:
 def test_a_spare_that_is_killed_is_replaced(agentd: Shell) -> None:
     resident = bring_up(agentd)
     for _ in range(2):
+        faultlab.until(lambda: len(spares(resident)) == 1)  # the last call's fork is on its way out
         (spare,) = spares(resident)
         kill(spare)
         faultlab.until(lambda spare=spare: spares(resident) not in ([], [spare]))
