@@ -47,8 +47,10 @@ class Shell:
     def json(self, *words: str | bytes, **more: Any) -> Any:
         return json.loads(self.ok(*words, **more))
 
-    def start(self, *words: str, stdin: int = subprocess.DEVNULL) -> "Running":
-        self.running.append(Running(words, self.cwd, stdin))
+    def start(self, *words: str, stdin: int = subprocess.DEVNULL, group: int | None = None) -> "Running":
+        """``group`` 0: in a process group of its own, which the kernel stops also where that of the tests is an
+        orphan."""
+        self.running.append(Running(words, self.cwd, stdin, group))
         return self.running[-1]
 
     def job(self, *command: str, flags: Sequence[str] = ()) -> str:
@@ -65,10 +67,9 @@ class Shell:
 class Running:
     """A verb that goes on: its output is waited for, never guessed at."""
 
-    def __init__(self, words: Sequence[str], cwd: Path, stdin: int) -> None:
-        self.process = subprocess.Popen(
-            [*AGENTD, *words], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd
-        )
+    def __init__(self, words: Sequence[str], cwd: Path, stdin: int, group: int | None = None) -> None:
+        pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen([*AGENTD, *words], **pipes, cwd=cwd, process_group=group)
         self.seen = b""
 
     def until(self, text: bytes, after: int = 0) -> None:

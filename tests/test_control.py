@@ -171,7 +171,7 @@ def test_what_is_typed_ahead_is_left_for_the_shell(agentd: Shell) -> None:
 
 
 def test_where_no_terminal_is_nothing_changes(agentd: Shell) -> None:
-    running = agentd.start("run", "sh", "-c", COUNTS)
+    running = agentd.start("run", "sh", "-c", COUNTS, group=0)
     running.until(b"ready")
     running.process.send_signal(signal.SIGTSTP)
     faultlab.until(lambda: faultlab.state_of(running.process.pid) == "T")
