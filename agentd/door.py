@@ -51,6 +51,11 @@ def never(_: "Sequence[str]") -> bool:
     return False
 
 
+def is_no_terminal(_: "Sequence[str]") -> bool:
+    """On one a pager is started, which reads it."""
+    return not os.isatty(1)
+
+
 def unless_it_follows(words: "Sequence[str]") -> bool:
     """In doubt it follows: any cluster of short options with an ``f``."""
     return not any(word == "--follow" or (word[:1] == "-" != word[1:2] and "f" in word) for word in words)
@@ -64,18 +69,18 @@ SHORT: "dict[str, Callable[[Sequence[str]], bool]]" = {
     "ps": lambda words: "--watch" not in words,
     "jobs": always,
     "top": never,
-    "logs": unless_it_follows,
+    "logs": lambda words: unless_it_follows(words) and is_no_terminal(words),
     "wait": always,
     "kill": always,
     "send": always,
     "answer": lambda words: sum(word[:1] != "-" for word in words) > 1,  # without a TEXT it asks for one
     "inbox": always,
     "interrupt": always,
-    "inspect": always,
+    "inspect": is_no_terminal,
     "path": always,
     "events": unless_it_follows,
     "result": always,
-    "diff": lambda _: not os.isatty(1),  # else it starts a pager
+    "diff": is_no_terminal,
     "merge": always,
     "lock": never,  # it becomes the command, and looks under which one it runs
     "unlock": always,
