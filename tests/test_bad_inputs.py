@@ -139,6 +139,10 @@ SAID_ALL = (
     "it works in",
     "No such file",
     "whose acknowledgement",
+    "it is running",
+    "as in src/",
+    "is no pool",
+    "whose output it would be",
 )
 """Where the answer is what was asked for, or names the option to be given."""
 

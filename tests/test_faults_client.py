@@ -267,6 +267,7 @@ def test_f53_read_only_file_system(tmp_path: Path) -> None:
             scene.check({id: 5}, told=False)
 
 
+@pytest.mark.slow  # not steady beside other tests
 @needs_trace
 def test_f54_no_inotify_to_be_had(tmp_path: Path) -> None:
     with Scene(tmp_path) as scene:

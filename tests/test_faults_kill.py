@@ -23,6 +23,7 @@ def test_nothing_is_lost_when_ours_are_killed_at_random(tmp_path: Path, kinds: t
     assert lab.kills >= 30
 
 
+@pytest.mark.slow  # not steady beside other tests
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kinds", [("keeper",), ("daemon", "zygote"), ("daemon", "keeper", "zygote")], ids="+".join)
 def test_nor_where_jobs_have_terminals(tmp_path: Path, kinds: tuple[str, ...]) -> None:

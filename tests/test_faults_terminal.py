@@ -72,6 +72,7 @@ def kill(scene: Scene, id: int, victims: tuple[str, ...]) -> None:
 ALL = [victims for n in (1, 2, 3) for victims in itertools.combinations(KINDS, n)]
 
 
+@pytest.mark.slow  # not steady beside other tests
 @pytest.mark.parametrize("victims", ALL, ids="+".join)
 def test_f26_nobody_hangs_up_the_agent(scene: Scene, victims: tuple[str, ...]) -> None:
     id = scene.running(TYPED, tty=[24, 80])
@@ -88,6 +89,7 @@ def test_f26_nobody_hangs_up_the_agent(scene: Scene, victims: tuple[str, ...]) -
     scene.check({id: 5})
 
 
+@pytest.mark.slow  # not steady beside other tests
 def test_f26_one_after_the_other(tmp_path: Path) -> None:
     """What is lost of the copies is made good before the next ones die, and none is taken back from the tree."""
     pairs = (("zygote", "daemon"), ("keeper", "zygote"), ("keeper", "daemon"), ("zygote", "daemon"), ("keeper",))

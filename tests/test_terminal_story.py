@@ -151,6 +151,7 @@ VICTIMS = [("agentd-keeper",), ("agentd-zygote",), ("agentd-daemon",)]
 VICTIMS += [("agentd-keeper", "agentd-zygote"), ("agentd-keeper", "agentd-daemon"), ("agentd-zygote", "agentd-daemon")]
 
 
+@pytest.mark.slow  # not steady beside other tests
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_full_screen_programs_survive(agentd: Shell, tmux: Tmux, program: str) -> None:
     if shutil.which(program) is None:

@@ -424,6 +424,7 @@ def test_it_is_named_and_survives_the_terminal(tree: Tree) -> None:
         lab.rescan()
 
 
+@pytest.mark.slow  # not steady beside other tests
 def test_a_daemon_that_does_not_read_for_a_while_gets_all_later(tree: Tree) -> None:
     with Lab() as lab:
         lab.watch(tree)
