@@ -253,8 +253,9 @@ class Client:
             answer = self.lock(list(wants), wait=wait, claim=key, **params)
             claimfile.rewrite(fd, record | {"token": answer["token"], "granted": answer["granted"]})
             yield answer
-            self.unlock(all=True, claim=key)
         finally:
+            with contextlib.suppress(AgentdError):  # without a daemon the next one sees that the file is gone
+                self.unlock(all=True, claim=key)
             claimfile.remove(self.state_dir, key)
             os.close(fd)
 

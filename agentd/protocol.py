@@ -6,7 +6,7 @@ struct; :data:`METHODS` lists them all, and which of them a job's own narrow soc
 
 import json
 import math
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import msgspec
 
@@ -234,6 +234,15 @@ class ForgetReader(Params, frozen=True):
     name: str
 
 
+class Leader(Params, frozen=True):
+    """A process, as :func:`agentd.process.identity` has it."""
+
+    boot: str
+    pid: Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
+    start: int
+    inode: int
+
+
 class AcquireLock(Params, frozen=True):
     """All ``wants`` or none. ``wait``: seconds; null for no limit, 0 not at all. ``claim``: the mark of a command's
     claim file, which it keeps locked; without it the claim is the job's, or the session's."""
@@ -248,7 +257,7 @@ class AcquireLock(Params, frozen=True):
     claim: str = ""
     ticket: int | None = None
     """Of an earlier answer: the place in the queue. Without ``wants``, what was asked with it."""
-    session: dict[str, int | str] | None = None
+    session: Leader | None = None
     """The process that leads the caller's session: boot, pid, start, inode."""
 
 

@@ -277,6 +277,25 @@ def test_what_can_be_done_stands_in_a_column(scene: Scene, repo: str) -> None:
     assert " " * column + "agentd locks why res:gpu" in told
 
 
+def test_what_is_held_within_a_with_ends_with_it_however_it_ends(scene: Scene, tmp_path: Path) -> None:
+    one, other = person(scene, "one"), person(scene, "other")
+    with pytest.raises(ZeroDivisionError), one.locked("f", cwd=str(tmp_path)):
+        raise ZeroDivisionError
+    with other.locked("f", cwd=str(tmp_path), wait=0):
+        with pytest.raises(NotNow), one.locked("f", cwd=str(tmp_path), wait=0.01):
+            pytest.fail("it is held")
+        assert scene.client.locks()["waiting"] == []  # who gave up does not get it later
+    assert names(scene) == []
+    assert os.listdir(f"{scene.state}/claims") == []
+
+
+@pytest.mark.parametrize("session", [{}, {"boot": "x", "pid": 1 << 40, "start": 1, "inode": 1}, {"pid": "1"}])
+def test_a_session_that_is_none_is_refused(scene: Scene, session: dict[str, Any]) -> None:
+    with pytest.raises(Usage, match=r"lock\.acquire"):
+        scene.client.lock(["res:a"], cwd="/", session=session)
+    assert names(scene) == []
+
+
 def test_a_persons_claim_ends_with_the_session(scene: Scene, repo: str) -> None:
     shell = scene.spawn(["/bin/sh", "-c", "read x"], stdin=subprocess.PIPE, start_new_session=True)
     code = (

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from agentd import config, protocol
 from agentd.core import events as on
 from agentd.core import lock_texts as texts
@@ -138,7 +140,8 @@ class LockMethods:
             return self.locking.holder_of(job)
         if not ask.owner:
             raise Usage("owner: who asks? An empty one would be everybody", "bad_owner")
-        return self.locking.session(ask.owner, ask.session)
+        leader = None if ask.session is None else msgspec.structs.asdict(ask.session)
+        return self.locking.session(ask.owner, leader)
 
     def holder_asking(self, connection: Connection, owner: str) -> Holder:
         job = self.job_of(connection)
