@@ -56,20 +56,10 @@ def own_rows() -> int:
     return (own_size() or (24, 80))[0]
 
 
-def ask_keeper(path: str, order: dict[str, Any], patience: float = PATIENCE_S) -> dict[str, Any] | None:
-    """The keeper's answer, or its successor's; None if the attempt has ended, or nobody answers in time."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        try:
-            with jobdir.connect(f"{path}/keeper.sock", blocking=False) as link:
-                link.settimeout(max(0.01, deadline - time.monotonic()))
-                link.sendall(json.dumps(order).encode() + b"\n")
-                return dict(json.loads(link.recv(4096)))
-        except (OSError, ValueError):
-            if follow.has_ended(path):
-                return None
-            time.sleep(0.02)
-    return None
+def stop(path: str) -> bool:
+    """The whole tree of a job; False if it has ended, or nobody keeps it just now."""
+    answer = jobdir.ask_keeper(path, {"stop": True}, PATIENCE_S)
+    return answer is not None and bool(answer.get("ok"))
 
 
 @contextlib.contextmanager

@@ -910,8 +910,6 @@ class Keeper:
             self.answer(fd, {"ok": True})
             self.read_order(request["order"])
         elif "signal" in request:
-            if request.get("tree"):
-                self.signal_all(str(request["signal"]))
             self.answer(fd, {"ok": self.signal_leader(str(request["signal"]))})
         elif "input" in request:
             self.answer(fd, {"ok": True})
@@ -968,14 +966,6 @@ class Keeper:
         if not self.is_parent and number in (signal.SIGSTOP, signal.SIGCONT):
             self.note_stopped(number == signal.SIGSTOP)  # an adopter is not told by the kernel
         return sent
-
-    def signal_all(self, name: str) -> None:
-        """STOP or CONT, all that runs of this job."""
-        if name == "STOP":
-            return self.freeze_growth()
-        for pidfd, _ in self.held_tree():
-            process.send(pidfd, signal.Signals[f"SIG{name}"])
-            os.close(pidfd)
 
     def permit(self, turn: int) -> Record:
         """May the runner make its next request, for the turn of that number?"""

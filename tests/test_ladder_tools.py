@@ -18,7 +18,7 @@ from agentd import paths
 from agentd.core import patterns
 from agentd.core.claims import Busy, Holder, Name, Queued, Want
 from agentd.core.locks import Table
-from agentd.runners.tools.claims import ANSWER_S, Claims
+from agentd.runners.tools.claims import Claims
 from agentd.runners.tools.results import ToolError
 
 
@@ -133,9 +133,9 @@ async def nobody(_: dict[str, Any]) -> dict[str, Any]:
     return {"result": {"blocked": [], "state": "granted"}}
 
 
-async def too_late(_: dict[str, Any]) -> dict[str, Any]:
-    await asyncio.sleep(ANSWER_S * 1.5)
-    return {"result": {"blocked": [{"text": "locked"}]}}
+async def never(_: dict[str, Any]) -> dict[str, Any]:
+    await asyncio.Event().wait()
+    raise AssertionError
 
 
 def claimed(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_nothing_is_asked_while_nobody_claims_anything(tmp_path: Path) -> None:
 
 def test_a_daemon_that_is_slow_or_dead_keeps_nobody_from_writing(tmp_path: Path) -> None:
     claimed(tmp_path)
-    assert len(before_write(tmp_path, "src/a.py", too_late)) == 1
+    assert len(before_write(tmp_path, "src/a.py", never)) == 1
     asyncio.run(Claims(str(tmp_path / "no-socket"), str(tmp_path), str(tmp_path), {}).before_write("src/a.py"))
 
 

@@ -39,7 +39,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
 
 def waiter(scene: Scene, owner: str, name: str) -> "subprocess.Popen[bytes]":
-    """Somebody of this session who asks for ``name``, when they wait."""
+    """Somebody at this terminal who asks for ``name``, when they wait."""
     before = len(scene.client.locks()["waiting"])
     asking = scene.python(
         WAITER, scene.state, owner, name, str(os.getpid()),

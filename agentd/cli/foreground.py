@@ -202,8 +202,7 @@ class Foreground:
     def leave(self, how: str) -> int:
         """Give the prompt back, with the line that a shell has for it."""
         if how == STOP:
-            answer = attach.ask_keeper(self.path, {"stop": True})
-            if answer is not None and answer.get("ok"):
+            if attach.stop(self.path):
                 options.tell(render.bash_line({**self.job, "state": "stopped"}, "+"))
                 return STOPPED_CODE
             if follow.has_ended(self.path):

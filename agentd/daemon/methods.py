@@ -443,7 +443,7 @@ class Methods(LockMethods):
 
     async def order(self, job: Job, order: dict[str, object]) -> None:
         path = self.performer.attempt_dir(job)
-        answer = await asyncio.to_thread(perform.ask_keeper, path, order, KEEPER_PATIENCE_S)
+        answer = await asyncio.to_thread(jobdir.ask_keeper, path, order, KEEPER_PATIENCE_S)
         if answer is None:
             raise NotNow(f"cannot signal job {job.id} now: its keeper does not answer; try again", "keeper_busy")
         if not answer.get("ok"):
@@ -470,6 +470,7 @@ class Methods(LockMethods):
             await self.performer.look(job.id)  # it may have been stopped past us
             state = self.engine.jobs[job.id].state
             if isinstance(state, after):
+                await self.pausing.by_person(job, "STOP" if after is Stopped else "CONT")
                 continue
             if isinstance(state, Done):
                 raise ended_already(job)
@@ -511,13 +512,13 @@ class Methods(LockMethods):
                     f"cannot queue input for job {job.id}: {error.strerror}; free some disk space, and repeat it",
                     "disk_full",
                 ) from None
-        perform.tell_keeper(path, {"input": True})
+        jobdir.tell_keeper(path, {"input": True})
         return {"queued": len(data), "eof": ask.eof}
 
     async def do_jobs_answer(self, connection: Connection, ask: protocol.Answer) -> dict[str, Any]:
         job = self.find(connection, ask.job, ask.owner)
         if job.is_done:
-            raise Refused(f"job {job.id} has already ended", "already_ended")
+            raise ended_already(job)
         question = job.progress.question if job.progress is not None else None
         if question is None or (ask.question and ask.question != question.id):
             raise Refused(

@@ -16,7 +16,6 @@ from agentd.core.claims import Claim, Granted, Name, Queued, Want
 from agentd.core.errors import AgentdError
 from agentd.core.job import Job, Running
 from agentd.core.machine import Notice
-from agentd.daemon import perform
 from agentd.daemon.engine import Engine
 from agentd.daemon.locking import Locking, Waiter
 
@@ -78,7 +77,7 @@ class Pausing:
     async def stop(self, job: Job, name: Name, claim: Claim | None) -> bool:
         path = self.attempt_dir(job)
         await asyncio.to_thread(jobdir.write, path, RECORD, {"name": [name.kind, name.scope, name.text]})
-        if not await self.signal(path, "STOP", tree=True):
+        if not await self.order(path, "stop"):
             jobdir.remove_quietly(f"{path}/{RECORD}")
             return False
         held = {} if claim is None else {"holder": texts.holder_text(claim.holder), "held": str(claim.name)}
@@ -96,15 +95,21 @@ class Pausing:
         return f"it was stopped for {MOST_S / 60:.0f} minutes"
 
     async def go_on(self, job: Job, name: Name, why: str) -> None:
-        path = self.attempt_dir(job)
-        if os.path.isdir(path) and not self.engine.jobs[job.id].is_done:
-            await self.signal(path, "CONT", tree=True)
-            await self.tell(job, "lock.continued", {"name": str(name), "repo": name.scope, "why": why})
-        jobdir.remove_quietly(f"{path}/{RECORD}")
+        if self.is_there(job):
+            await self.order(self.attempt_dir(job), "cont")
+        await self.note_end(job, name, why)
 
-    async def signal(self, path: str, name: str, tree: bool) -> bool:
-        order: dict[str, object] = {"signal": name, "tree": tree}
-        answer = await asyncio.to_thread(perform.ask_keeper, path, order, KEEPER_PATIENCE_S)
+    async def note_end(self, job: Job, name: Name, why: str) -> None:
+        if self.is_there(job):
+            await self.tell(job, "lock.continued", {"name": str(name), "repo": name.scope, "why": why})
+        jobdir.remove_quietly(f"{self.attempt_dir(job)}/{RECORD}")
+
+    def is_there(self, job: Job) -> bool:
+        return os.path.isdir(self.attempt_dir(job)) and not self.engine.jobs[job.id].is_done
+
+    async def order(self, path: str, what: str) -> bool:
+        """``stop`` or ``cont``: the whole tree."""
+        answer = await asyncio.to_thread(jobdir.ask_keeper, path, {what: True}, KEEPER_PATIENCE_S)
         return answer is not None and bool(answer.get("ok"))
 
     async def tell(self, job: Job, type: str, data: dict[str, object]) -> None:
@@ -118,9 +123,7 @@ class Pausing:
         name = Name(*record["name"])
         self.let_be.add((job.id, name))
         self.paused.pop(job.id).cancel()
-        await self.go_on(job, name, f"a person sent {signal}")
-        if signal == "STOP":
-            await self.signal(self.attempt_dir(job), "STOP", tree=False)
+        await (self.go_on if signal == "CONT" else self.note_end)(job, name, f"a person sent {signal}")
 
     def recover(self) -> None:
         """What the last daemon had stopped."""

@@ -52,7 +52,6 @@ from agentd.git.run import GitFailed, umask
 T = TypeVar("T")
 GIT_THREADS = 4
 NICENESS = 5
-KEEPER_PAUSE_S = 0.02
 PATHS_TOLD = 50
 RECORDS = ("end", "exit", "kill", "agent")
 """Read the last to be written first: who sees a record then sees all that were written before it."""
@@ -410,7 +409,7 @@ class Performer:
                 jobdir.write_order(path, order)
             except OSError as error:
                 print(f"agentd: job {job.id}: cannot write the order to end it: {error}", file=sys.stderr)
-        tell_keeper(path, {"order": order})
+        jobdir.tell_keeper(path, {"order": order})
         if not os.path.isdir(path):
             self.engine.spawn(self.look(job.id))
 
@@ -715,32 +714,6 @@ def memory_file(values: dict[str, str]) -> int:
     fd = os.memfd_create("agentd-secrets", os.MFD_CLOEXEC)
     jobdir.write_all(fd, json.dumps(values).encode())
     return fd
-
-
-def tell_keeper(path: str, order: dict[str, object]) -> None:
-    """Say something to a keeper and wait for nothing; if nobody listens, its successor reads the files."""
-    with contextlib.suppress(OSError), jobdir.connect(f"{path}/keeper.sock", blocking=False) as link:
-        link.send(json.dumps(order).encode() + b"\n")
-
-
-def ask_keeper(path: str, order: dict[str, object], patience: float) -> dict[str, Any] | None:
-    """Say something to a keeper; its answer, or None if there is none in ``patience`` seconds. Blocks: for threads.
-
-    A keeper that has just been killed has a successor in a moment: it is asked again then. So the order may be
-    carried out twice, if the first keeper died after it had obeyed.
-    """
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        try:
-            with jobdir.connect(f"{path}/keeper.sock", blocking=False) as link:
-                link.settimeout(max(0.01, deadline - time.monotonic()))
-                link.sendall(json.dumps(order).encode() + b"\n")
-                return dict(json.loads(link.recv(4096)))
-        except (OSError, ValueError):
-            if os.path.exists(f"{path}/end.json"):
-                return None
-            time.sleep(KEEPER_PAUSE_S)
-    return None
 
 
 def sentence_of(error: Exception) -> str:
