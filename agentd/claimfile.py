@@ -14,7 +14,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from agentd import jobdir, process
+from agentd import files, jobdir, process
 
 Record = dict[str, Any]
 KEY = re.compile(r"[0-9a-f]{32}")
@@ -51,7 +51,7 @@ def path_of(state_dir: str, key: str) -> str:
 def make(state_dir: str, record: Record, is_inherited: bool = True) -> tuple[str, int]:
     """A new file for this process and what it becomes: its key, and the descriptor that keeps it locked, which is
     inherited. OSError if it cannot be written."""
-    make_folder(state_dir)
+    files.make_private(state_dir, folder(state_dir))
     key = os.urandom(16).hex()
     aside = f"{folder(state_dir)}/.{key}"
     fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -65,12 +65,6 @@ def make(state_dir: str, record: Record, is_inherited: bool = True) -> tuple[str
         raise
     os.set_inheritable(fd, is_inherited)
     return key, fd
-
-
-def make_folder(state_dir: str) -> None:
-    """A lock may be the first thing that anybody asks of agentd."""
-    for path in (state_dir, folder(state_dir)):  # makedirs makes but the last of them private
-        os.makedirs(path, 0o700, exist_ok=True)
 
 
 def rewrite(fd: int, record: Record) -> None:
@@ -148,7 +142,7 @@ def wait_until_free(state_dir: str, key: str) -> None:
 
 def write(state_dir: str, key: str, record: Record) -> None:
     """Of a person: nobody keeps it locked. It is not synced: no session outlives the machine's."""
-    make_folder(state_dir)
+    files.make_private(state_dir, folder(state_dir))
     aside = f"{folder(state_dir)}/.{key}"
     try:
         with open(aside, "w", opener=lambda path, flags: os.open(path, flags | os.O_CLOEXEC, 0o600)) as file:

@@ -71,3 +71,9 @@ def write_over(path: str, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def make_private(*folders: str) -> None:
+    """Each of them, the outer one first: os.makedirs gives its mode to the last one only."""
+    for path in folders:
+        os.makedirs(path, 0o700, exist_ok=True)

@@ -124,7 +124,7 @@ def register(state_dir: str, owner: str) -> str | None:
     if board is None or who(board) is not None:
         return board
     aside = f"{os.path.dirname(board)}/.{os.getpid()}"
-    make_folder(state_dir)
+    prepare(state_dir)
     for path in (os.path.dirname(board), aside, f"{aside}/seen"):
         os.makedirs(path, 0o700, exist_ok=True)
     record = {"owner": owner, "leader": leader, "since": time.time()}
@@ -139,10 +139,8 @@ def register(state_dir: str, owner: str) -> str | None:
     return board
 
 
-def make_folder(state_dir: str) -> None:
-    """Each of them private: a mode is given to the last one only."""
-    for path in (state_dir, folder(state_dir)):
-        os.makedirs(path, 0o700, exist_ok=True)
+def prepare(state_dir: str) -> None:
+    files.make_private(state_dir, folder(state_dir))
 
 
 def sweep(state_dir: str) -> None:

@@ -80,7 +80,7 @@ def explained(error: AgentdError, args: Sequence[str]) -> str:
     from agentd.cli.verbs import VERBS
 
     verb = next((word for word in args if word in VERBS), "this")
-    own = "delegate, run, ps, jobs, logs, wait, inspect, result and diff"
+    own = "delegate, run, ps, jobs, logs, wait, inspect, result, diff, lock, unlock and locks"
     return f"agentd {verb} is not allowed inside a job; {own} are"
 
 

@@ -84,7 +84,7 @@ def tmux(off: bool) -> str:
         if os.path.exists(path):
             os.unlink(path)
         return ""
-    noticeboard.make_folder(own_state_dir())
+    noticeboard.prepare(own_state_dir())
     if not os.path.exists(path):
         noticeboard.replace(path, "")
     quoted = shlex.quote(path).replace("#", "##")
