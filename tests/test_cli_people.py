@@ -235,7 +235,8 @@ def test_a_job_is_told_which_verbs_it_has(agentd: Shell) -> None:
     agentd_inside = f"{sys.executable} -m agentd"
     script = "; ".join(f"{agentd_inside} {words}" for words in ("kill 1", "events", "daemon stop", "restart 1"))
     said = agentd("run", "sh", "-c", script)
-    rest = "is not allowed inside a job; delegate, run, ps, jobs, logs, wait, inspect, result and diff are"
+    allowed = "delegate, run, ps, jobs, logs, wait, inspect, result, diff, lock, unlock and locks"
+    rest = f"is not allowed inside a job; {allowed} are"
     assert said.err.splitlines() == [
         f"agentd: agentd {verb} {rest}" for verb in ("kill", "events", "daemon", "restart")
     ]

@@ -20,7 +20,8 @@ from agentd.core.ladder import ladder
 from agentd.daemon import lock_names
 from agentd.daemon.engine import Engine
 from agentd.daemon.lock_names import Where
-from agentd.daemon.locking import Locking, claim_view, day_time, is_blocking
+from agentd.daemon.lock_views import claim_view, day_time, is_blocking
+from agentd.daemon.locking import Locking
 from agentd.daemon.perform import Performer, plan_of
 from agentd.daemon.server import Connection
 from agentd.daemon.views import event_view, iso
@@ -134,14 +135,14 @@ class LockMethods:
 
     def asker(self, connection: Connection, ask: protocol.AcquireLock) -> Holder:
         if ask.claim:
-            return self.locking.command(ask.claim)
+            return self.locking.holders.command(ask.claim)
         job = self.job_of(connection)
         if job is not None:
             return self.locking.holder_of(job)
         if not ask.owner:
             raise Usage("owner: who asks? An empty one would be everybody", "bad_owner")
         leader = None if ask.session is None else msgspec.structs.asdict(ask.session)
-        return self.locking.session(ask.owner, leader)
+        return self.locking.holders.session(ask.owner, leader)
 
     def holder_asking(self, connection: Connection, owner: str) -> Holder:
         job = self.job_of(connection)
@@ -157,7 +158,7 @@ class LockMethods:
             patterns.refuse_broad(name.text, count, len(files))
 
     async def do_lock_release(self, connection: Connection, ask: protocol.ReleaseLock) -> dict[str, Any]:
-        holder = self.locking.command(ask.claim) if ask.claim else self.holder_asking(connection, ask.owner)
+        holder = self.locking.holders.command(ask.claim) if ask.claim else self.holder_asking(connection, ask.owner)
         table = self.locking.table
         held = {claim.name: claim for claim in table.claims(holder)}
         waiting = [request for request in table.waiting() if request.holder.id == holder.id]
@@ -173,7 +174,7 @@ class LockMethods:
         if found:
             await self.locking.save(table.release(holder, found, self.locking.now()))
         if ask.claim and ask.all:
-            self.locking.forget(holder)
+            self.locking.holders.forget(holder)
         still = {claim.name for name in names for claim in table.who(name) if claim.holder.id == holder.id}
         return {
             "released": [str(name) for name in found],
@@ -232,7 +233,7 @@ class LockMethods:
 
     def holder_view(self, holder: Holder) -> dict[str, Any]:
         job = self.engine.jobs.get(int(holder.key)) if holder.kind == "job" else None
-        owner = job.owner if job is not None else self.locking.owners.get(holder.id, "")
+        owner = job.owner if job is not None else self.locking.holders.owners.get(holder.id, "")
         return {
             "kind": holder.kind,
             "job": job.id if job is not None else None,

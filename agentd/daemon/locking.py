@@ -11,40 +11,32 @@ import functools
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import NamedTuple
 
-from agentd import claimfile, config, jobdir, paths, process
+from agentd import config, jobdir, paths, process
 from agentd.core import events as on
 from agentd.core import lock_texts as texts
 from agentd.core import patterns
 from agentd.core.claims import (
     APPEND,
     EXCLUSIVE,
-    MODES,
     Answer,
-    Broken,
     Busy,
     Claim,
-    Contested,
     Deadlock,
     Granted,
     Holder,
     LockFact,
     Mode,
     Name,
-    Noted,
-    Pended,
     Queued,
-    Released,
-    Resumed,
-    Touched,
     Want,
     Withdrawn,
     changes,
 )
 from agentd.core.errors import EXIT_DEADLOCK, AgentdError, NotNow, Refused
-from agentd.core.job import Done, InPlace, Job, Kept, Worktree
+from agentd.core.job import Job, Kept
 from agentd.core.job import Queued as Queued_
 from agentd.core.lock_policy import ONE_WRITER, Policy, policy_of
 from agentd.core.lockbook import clash
@@ -52,10 +44,10 @@ from agentd.core.lockflow import Facts
 from agentd.core.locks import Table
 from agentd.core.machine import Notice
 from agentd.daemon.engine import Engine
+from agentd.daemon.holders import Holders
+from agentd.daemon.lock_views import asked_view, day_time, has_work, is_barrier, is_blocking, is_person, notices
 from agentd.store import Change, Locks
 
-SESSION_S = 1800.0
-"""A person's claim where no process leads their session: so long after they last asked for something."""
 STARVED_S = 1800.0
 MOST_SEEN = 1000
 """Claims of one job by writes that were seen. What it writes beyond is claimed only where it meets somebody else's."""
@@ -99,13 +91,7 @@ class Locking:
         """Who is connected and waits, by ticket: a holder may ask for the same twice."""
         self.served: dict[int, tuple[Want, ...]] = {}
         """The last tickets that came to their turn."""
-        self.keys: dict[str, str] = {}
-        """The claim file of each holder that is no job."""
-        self.owners: dict[str, str] = {}
-        self.leaders: dict[str, process.Identity | None] = {}
-        """Of people: the process that leads their session, by owner."""
-        self.watched: dict[str, int] = {}
-        """A pidfd of each holder that is no job."""
+        self.holders = Holders(state_dir, engine.loop, lambda holder: engine.spawn(self.let_go(holder)))
         self.helpers: dict[int, set[int]] = {}
         """Of jobs that ended: pidfds of what was left on purpose, which keeps their claims."""
         self.started = time.time(), process.boottime()
@@ -288,7 +274,7 @@ class Locking:
         if not facts:
             return
         found = changes(facts)
-        told = tuple(notice for fact in facts for notice in self.notices(fact))
+        told = tuple(notice for fact in facts for notice in notices(fact, self.about))
         locks = Locks(found.claims, found.requests, self.table.last_token, self.table.last_ticket)
         await self.engine.commit(Change(time.time(), notices=told, locks=locks, must=must))
         for key, claim in found.claims.items():
@@ -328,41 +314,9 @@ class Locking:
     def about(self, holder: Holder) -> tuple[int, int, str]:
         """Job, attempt and owner, as an event has them."""
         if holder.kind != "job":
-            return 0, 0, self.owners.get(holder.id, holder.key if holder.kind == "session" else "")
+            return 0, 0, self.holders.owners.get(holder.id, holder.key if holder.kind == "session" else "")
         job = self.engine.jobs.get(int(holder.key))
         return (job.id, job.attempt, job.owner) if job is not None else (int(holder.key), 0, "")
-
-    def notices(self, fact: LockFact) -> Iterator[Notice]:
-        match fact:
-            case Granted(holder=holder, claims=claims, ticket=ticket):
-                data: dict[str, object] = {"ticket": ticket or None, "claims": [claim_view(one) for one in claims]}
-                yield Notice("lock.granted", data, self.about(holder))
-            case Queued(request=request, blockers=blockers):
-                data = {"ticket": request.ticket, **asked_view(request.wants)}
-                data["for"] = [texts.holder_text(one.holder) for one in blockers[:10]]
-                yield Notice("lock.queued", data, self.about(request.holder))
-            case Deadlock(holder=holder, wants=wants):
-                yield Notice("lock.deadlock", {**asked_view(wants), "said": texts.deadlock(fact)}, self.about(holder))
-            case Noted(claim=claim):
-                yield Notice("lock.noted", claim_view(claim), self.about(claim.holder))
-            case Contested(claim=claim, others=others):
-                data = {**claim_view(claim), "others": [texts.holder_text(one.holder) for one in others]}
-                yield Notice("lock.contested", data, self.about(claim.holder))
-            case Released(claims=claims, why=why):
-                yield Notice("lock.released", {"why": why, **names_view(claims)}, self.about(claims[0].holder))
-            case Pended(claims=claims):
-                yield Notice("lock.pending", names_view(claims), self.about(claims[0].holder))
-            case Resumed(claims=claims):
-                yield Notice("lock.resumed", names_view(claims), self.about(claims[0].holder))
-            case Broken(claim=claim, token=token, by=by, reason=reason):
-                data = {**claim_view(claim), "by": by, "why": reason, "new_token": token}
-                yield Notice("lock.broken", data, self.about(claim.holder))
-            case Withdrawn(request=request, why=why):
-                kind = "lock.expired" if why == "expired" else "lock.withdrawn"
-                data = {"ticket": request.ticket, "why": why, **asked_view(request.wants)}
-                yield Notice(kind, data, self.about(request.holder))
-            case Touched() | Busy():
-                return
 
     def set_expiry(self) -> None:
         """Tickets that nobody asks for any more."""
@@ -502,115 +456,18 @@ class Locking:
         if found:
             raise Refused(texts.refused_merge(str(job.id), found), "contested")
 
-    # --- commands and people --------------------------------------------------------------------------------
-
-    def command(self, key: str) -> Holder:
-        """Of ``agentd lock … -- CMD``: its claim file says who it is, and is locked by it."""
-        claim = claimfile.look(self.state_dir, key)
-        if claim.who is None or not claimfile.is_held(self.state_dir, key):
-            raise Refused("the command that asks has ended", "not_alive")
-        holder = Holder("command", key, claim.label, None, claim.pid)
-        self.owners[holder.id] = claim.owner
-        self.watch(holder, key, claim.who)
-        return holder
-
-    def session(self, owner: str, leader: dict[str, int | str] | None) -> Holder:
-        """A person: as alive as the process that leads their session."""
-        pid = int(leader["pid"]) if leader is not None else None
-        holder = Holder("session", owner, owner, None, pid)
-        if leader is None or self.leaders.get(owner) != leader:
-            key = self.keys.get(holder.id) or os.urandom(16).hex()
-            record: claimfile.Record = {"owner": owner, "who": leader, "until": time.time() + SESSION_S}
-            try:
-                claimfile.write(self.state_dir, key, record)
-            except OSError as error:
-                what = f"cannot write a claim in {self.state_dir}/claims: {error.strerror}; mend that, and try again"
-                raise NotNow(what, "unavailable") from None
-            self.owners[holder.id] = owner
-            self.unwatch(holder)
-            if not self.watch(holder, key, leader):
-                self.engine.spawn(self.let_go(holder))
-                raise Refused("the session that asks has ended", "not_alive")
-            self.leaders[owner] = leader
-        return holder
-
-    def watch(self, holder: Holder, key: str, who: process.Identity | None) -> bool:
-        """Be told of its end; False if it has ended."""
-        self.keys[holder.id] = key
-        if holder.id in self.watched:
-            return True
-        if who is None:
-            self.engine.loop.call_later(SESSION_S + 1.0, self.on_session_old, holder)
-            return True
-        pidfd = process.open_verified(who)
-        if pidfd is None:
-            return False
-        self.watched[holder.id] = pidfd
-        self.engine.loop.add_reader(pidfd, self.on_gone, holder)
-        return True
-
-    def on_session_old(self, holder: Holder) -> None:
-        claim = claimfile.look(self.state_dir, self.keys.get(holder.id, ""))
-        left = claim.until - time.time()
-        if claim.who is None and left > 0:
-            self.engine.loop.call_later(left + 1.0, self.on_session_old, holder)
-        elif claim.who is None:
-            self.engine.spawn(self.let_go(holder))
-
-    def on_gone(self, holder: Holder) -> None:
-        """The process has ended. A command's claim stands as long as anything that it started."""
-        self.unwatch(holder)
-        key = self.keys[holder.id]
-        if holder.kind == "command" and claimfile.is_held(self.state_dir, key):
-            self.wait_for_rest(holder, key)
-        else:
-            self.engine.spawn(self.let_go(holder))
-
-    def wait_for_rest(self, holder: Holder, key: str) -> None:
-        """The kernel wakes nobody but who waits for the lock itself: a thread for each such command."""
-        wait_in_thread(
-            functools.partial(claimfile.wait_until_free, self.state_dir, key),
-            lambda: self.soon(functools.partial(self.let_go, holder)),
-        )
-
-    def soon(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
-        """From another thread."""
-        self.engine.loop.call_soon_threadsafe(lambda: self.engine.spawn(work()))
-
-    async def let_go(self, holder: Holder) -> None:
-        """It is gone."""
-        await self.save(self.table.end(holder, self.now()))
-        key = self.keys.get(holder.id)
-        self.forget(holder)
-        if key is not None:
-            claimfile.remove(self.state_dir, key)
-
-    def forget(self, holder: Holder) -> None:
-        """It has nothing any more."""
-        self.unwatch(holder)
-        self.keys.pop(holder.id, None)
-        self.owners.pop(holder.id, None)
-        if holder.kind == "session":
-            self.leaders.pop(holder.key, None)
-
-    def unwatch(self, holder: Holder) -> None:
-        pidfd = self.watched.pop(holder.id, None)
-        if pidfd is not None:
-            self.engine.loop.remove_reader(pidfd)
-            os.close(pidfd)
-
     # --- after a restart ------------------------------------------------------------------------------------
 
     async def recover(self) -> None:
         """Come to the table that is true, by looking at what lives."""
         await self.save(self.table.set_pools(self.pools, self.now()))
-        await self.recover_files()
+        await self.recover_others()
         known = {one.holder.id: one.holder for one in self.table.claims()}
         known |= {one.holder.id: one.holder for one in self.table.waiting()}
         for holder in known.values():
             if holder.kind == "job":
                 await self.recover_job(holder)
-            elif holder.id not in self.keys:
+            elif holder.id not in self.holders.keys:
                 await self.save(self.table.end(holder, self.now()))
         # Nobody could ask again while no daemon was there.
         await self.save(self.table.touch([request.ticket for request in self.table.waiting()], self.now()))
@@ -652,110 +509,22 @@ class Locking:
         locks = Locks({}, {}, self.table.last_token, self.table.last_ticket)
         await self.engine.commit(Change(time.time(), locks=locks, must=True))
 
-    async def recover_files(self) -> None:
-        found = {key: claimfile.look(self.state_dir, key) for key in claimfile.keys(self.state_dir)}
-        self.table.last_token = max([self.table.last_token, *(claim.token for claim in found.values())])
-        for key, claim in sorted(found.items(), key=lambda item: item[1].token):
-            if claimfile.is_held(self.state_dir, key):
-                await self.recover_command(key, claim)
-            elif claim.is_command or not self.recover_session(key, claim):
-                claimfile.remove(self.state_dir, key)
+    async def recover_others(self) -> None:
+        """Commands and people that live. What a store that was lost, or is behind, does not know they have again."""
+        self.table.last_token = max([self.table.last_token, *(one.token for one in self.holders.files().values())])
+        for holder, claim in self.holders.take_up():
+            if claim.granted and not self.table.claims(holder):
+                wants = [Want(Name(*name), mode) for name, mode in claim.granted]
+                _, facts = self.table.ask(holder, wants, self.now(), claim.reason)
+                await self.save(facts)
 
-    async def recover_command(self, key: str, claim: claimfile.Claim) -> None:
-        """Something of it lives, whatever its file says."""
-        holder = Holder("command", key, claim.label, None, claim.pid)
-        self.owners[holder.id] = claim.owner
-        if claim.who is None or not self.watch(holder, key, claim.who):
-            self.keys[holder.id] = key
-            self.wait_for_rest(holder, key)
-        if claim.granted and not self.table.claims(holder):  # the store was lost, or behind
-            wants = [Want(Name(*name), mode) for name, mode in claim.granted]
-            _, facts = self.table.ask(holder, wants, self.now(), claim.reason)
-            await self.save(facts)
-
-    def recover_session(self, key: str, claim: claimfile.Claim) -> bool:
-        """False if it has ended."""
-        holder = Holder("session", claim.owner or "?", claim.owner, None, claim.pid)
-        is_alive = claim.who is not None or claim.until > time.time()
-        if not claim.owner or not is_alive or not self.watch(holder, key, claim.who):
-            self.keys.pop(holder.id, None)
-            return False
-        self.owners[holder.id] = claim.owner
-        self.leaders[claim.owner] = claim.who
-        return True
+    async def let_go(self, holder: Holder) -> None:
+        """It is gone."""
+        await self.save(self.table.end(holder, self.now()))
+        self.holders.forget(holder)
 
     def hold_back_queued(self) -> None:
         """Before anything is admitted: jobs whose claims are not all granted."""
         for job in self.engine.jobs.live.values():
             if job.claims and isinstance(job.state, Queued_):
                 self.engine.held_back.add(job.id)
-
-
-def is_blocking(claim: Claim) -> bool:
-    return not claim.is_automatic and not claim.is_contested
-
-
-def is_barrier(claim: Claim) -> bool:
-    return is_blocking(claim) and claim.name.kind in ("path", "file")
-
-
-# --- small things -------------------------------------------------------------------------------------------
-
-
-def wait_in_thread(wait: Callable[[], None], then: Callable[[], None]) -> None:
-    import threading
-
-    def run() -> None:
-        wait()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the next daemon looks itself
-            then()
-
-    threading.Thread(target=run, name="lock", daemon=True).start()
-
-
-def has_work(job: Job) -> bool:
-    """May something of it still land in a branch?"""
-    if isinstance(job.place, InPlace) or not isinstance(job.shelf, Kept):
-        return False
-    if not isinstance(job.state, Done) or not job.state.is_settled:
-        return True
-    assert isinstance(job.place, Worktree)
-    stat = (job.result or {}).get("diffstat")
-    return not job.place.is_gone and not (isinstance(stat, dict) and not stat.get("files"))
-
-
-def claim_view(claim: Claim) -> dict[str, object]:
-    return {
-        "name": str(claim.name),
-        "repo": claim.name.scope,
-        "mode": MODES[claim.mode],
-        "token": claim.token,
-        "state": "contested" if claim.is_contested else claim.state,
-        "reason": claim.reason,
-    }
-
-
-def names_view(claims: Iterable[Any]) -> dict[str, object]:
-    names = [one.name for one in claims]
-    return {"names": [str(name) for name in names], "repo": scope_of(names)}
-
-
-def asked_view(wants: Iterable[Want]) -> dict[str, object]:
-    asked = list(wants)
-    return {
-        "names": [str(want.name) for want in asked],
-        "modes": [MODES[want.mode] for want in asked],
-        "repo": scope_of([want.name for want in asked]),
-    }
-
-
-def day_time(at: float) -> str:
-    return time.strftime("%H:%M", time.localtime(at))
-
-
-def is_person(holder: Holder) -> bool:
-    return holder.kind != "job"
-
-
-def scope_of(names: list[Name]) -> str:
-    return next((name.scope for name in names if name.scope), "")

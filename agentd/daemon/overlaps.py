@@ -17,7 +17,8 @@ from agentd.core.job import Done, Job, Worktree
 from agentd.core.machine import Notice
 from agentd.core.text import decode
 from agentd.daemon.engine import Engine, Locks
-from agentd.daemon.locking import Locking, has_work
+from agentd.daemon.lock_views import has_work
+from agentd.daemon.locking import Locking
 from agentd.daemon.perform import Performer, job_dir, plan_of, refuse_changed_commands, sentence_of, words_of
 from agentd.git import overlap, repository
 from agentd.git.run import GitFailed
