@@ -30,6 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in list(os.environ):
         if name.startswith(("GIT_", "AGENTD_", "XDG_")) and name not in ("AGENTD_LONG", "AGENTD_WITHOUT"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("TERM", "xterm-256color")  # without one a terminal is taken for one that can do little
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # output is buffered, as a user has it
     home = tmp_path / "home"
     state = home / ".local" / "state"

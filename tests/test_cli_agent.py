@@ -204,7 +204,7 @@ def test_a_question_is_seen_everywhere_and_answered_by_number(agentd: Shell, scr
     assert "\nasks     Which colour?\n           1  red\n           2  blue\n" in agentd.ok("logs", id)
     assert "\nyou      blue\n" in agentd.ok("logs", id)
     assert agentd("inbox") == (0, "", "agentd: nothing waits for you\n")
-    assert agentd("answer", id, "1").err == "agentd: job 1 has already ended\n"
+    assert agentd("answer", id, "1").err == "agentd: job 1 has already ended; what came of it: agentd result 1\n"
 
 
 def test_an_answer_comes_from_standard_input_too(agentd: Shell, script: Callable[[Any], None]) -> None:
@@ -422,7 +422,6 @@ def on_terminal(agentd: Shell, *words: str) -> str:
 def test_on_a_terminal_it_has_colours_and_nothing_that_drives_it(
     agentd: Shell, script: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     script(LONG_TALK)
     id = delegate(agentd, "look")

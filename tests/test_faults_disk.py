@@ -130,7 +130,7 @@ def mount_again(image: Path, place: Path) -> None:
 def test_f37_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, disk, boot = tmp_path / "disk.img", tmp_path / "disk", tmp_path / "boot_id"
     disk.mkdir()
-    sh(f"truncate -s 64M {image} && mkfs.ext4 -q -F {image}")
+    sh(f"truncate -s 64M {image} && PATH=$PATH:/usr/sbin:/sbin mkfs.ext4 -q -F {image}")
     if subprocess.run(["mount", "-o", "loop", image, disk], capture_output=True).returncode != 0:
         pytest.skip("no loop devices to be had")
     try:

@@ -220,7 +220,6 @@ def on_terminal(words: list[str], columns: int, way: dict[str, str]) -> bytes:
 
 
 def test_a_terminal_of_any_width(agentd: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("AGENTD_PAGER", "cat")
     monkeypatch.delenv("COLUMNS", raising=False)  # it would count more than the terminal
     bring_up(agentd)
